@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from runtime.closed_loop import substitution_report
+from runtime.closed_loop.clusters import effective_number
 from runtime.closed_loop.expert_similarity import DecoderRuns, Similarity, measure
 from runtime.closed_loop.judged_model import TINY, Own, judged_model
 from runtime.closed_loop.one_at_a_time import experiment
 from runtime.closed_loop.substitution_figures import all_figures, pairs, pooled
+from runtime.closed_loop.substitution_report import INTERVAL
 from runtime.closed_loop.text_windows import TextWindows, text_windows
 from runtime.similarity import rank_correlation
 from sim import __version__
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "substitutions": len(rows),
         "draws": args.draws,
         "seed": args.seed,
-        "interval": "95 % percentile bootstrap over files",
+        "interval": INTERVAL,
         "pairs": _pairs(found, model.shape.moe_layers, (q, cosine, error), args.seed),
         **all_figures(rows, args.seed),
         "version": __version__,
@@ -92,7 +94,7 @@ def _text(args: argparse.Namespace, model: Own) -> TextWindows:
 
 
 def _about(text: TextWindows) -> dict[str, Any]:
-    """Which text; effective_files: (sum n)^2 / sum n^2 of the windows by file (Kish 1965)."""
+    """Which text; effective_files: how many files of one size would weigh the same."""
     files, n = np.unique(text.file, return_counts=True)
     return {
         "source": text.source,
@@ -100,7 +102,7 @@ def _about(text: TextWindows) -> dict[str, Any]:
         "length": text.tokens.shape[1],
         "files": [text.files[file] for file in files],
         "windows_by_file": n.tolist(),
-        "effective_files": float(n.sum() ** 2 / (n**2).sum()),
+        "effective_files": effective_number(n.astype(np.float64)),
     }
 
 

@@ -17,16 +17,23 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra: 
 from scipy.stats import spearmanr  # noqa: E402
 
 from runtime import similarity, substitutions  # noqa: E402
-from runtime.closed_loop import one_at_a_time, substitution_report, substitution_statistics, substitution_svg  # noqa: E402
+from runtime.closed_loop import (  # noqa: E402
+    one_at_a_time,
+    substitution_figures,
+    substitution_report,
+    substitution_statistics,
+    substitution_svg,
+)
+from runtime.closed_loop.clusters import Files  # noqa: E402
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, judged_model  # noqa: E402
 from runtime.closed_loop.one_at_a_time import NEAR, WAYS, Substitutions, draw_places, experiment, swap  # noqa: E402
 from runtime.closed_loop.substitution_figures import all_figures, pairs, pooled  # noqa: E402
 from runtime.closed_loop.substitution_statistics import (  # noqa: E402
-    Clusters,
+    UNKNOWN,
+    Sample,
     doubling_bins,
     explained,
-    figure,
     fitted,
     foretold,
     quantile_bins,
@@ -66,10 +73,8 @@ def rows(model: Any, text: TextWindows, matrices: tuple[Any, Any]) -> Substituti
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn(n: int, seed: int) -> Any:
-        return np.random.default_rng(seed).integers(0, n, (20, n))
-
-    monkeypatch.setattr(substitution_statistics, "drawn", drawn)
+    for module in (substitution_statistics, substitution_figures):
+        monkeypatch.setattr(module, "DRAWS", 20)
     monkeypatch.setattr(similarity, "PERMUTATIONS", 9)
 
 
@@ -195,45 +200,63 @@ def test_places_lie_where_they_may(n_experts: int, data: st.DataObject, near: bo
 
 
 def test_means_medians_and_intervals_by_hand() -> None:
-    clusters = Clusters(np.array([0, 0, 1]), np.array([[1.0, 1], [2, 0], [0, 2]]))
-    values = np.array([1.0, 3, 8])
-    assert clusters.mean(values).tolist() == [4, 2, 8]
-    assert clusters.median(values, np.ones(3, bool)).tolist() == [3, 1, 8]
+    """Two files: 1 and 3, and 8. A draw has (2, 0), (1, 1) or (0, 2) of them: means 2, 4, 8, lower medians 1, 3, 8. One
+    file left out the mean is 8 or 2, so that its error is sqrt(1/2 (4^2 + 2^2)) = sqrt 10, and t with 1 degree of
+    freedom is 12.706."""
+    sample, values, every = Sample(np.array([0, 0, 1]), Files(2, 0, 400)), np.array([1.0, 3, 8]), np.ones(3, bool)
+    mean = sample.mean(values)
+    assert [mean[0], *mean[-2:]] == [4, 8, 2] and set(mean) == {2, 4, 8}
+    half = 12.7062 * np.sqrt(10)
+    assert sample.figure(mean) == {"value": 4, "low": pytest.approx(4 - half), "high": pytest.approx(4 + half)}
+    assert sample.median(values, every) == {"value": 3, "low": 1, "high": 8}  # of these 1/4, 1/2, 1/4 of the draws
     few = np.array([True, True, False])
-    assert clusters.mean(values, few)[:2].tolist() == [2, 2] and np.isnan(clusters.mean(values, few)[2])
-    one_file = figure(clusters.mean(values, few))
-    assert one_file == {"value": 2, "low": None, "high": None}
-    assert figure(np.array([np.nan, 1.0])) == {"value": None, "low": None, "high": None}
-    known = figure(np.array([4.0, *range(101)]))
-    assert (known["low"], known["high"]) == (2.5, 97.5)
+    assert sample.mean(values, few)[0] == 2 and np.isnan(sample.mean(values, few)).any()
+    for one_file in (sample.figure(sample.mean(values, few)), sample.median(values, ~few)):
+        assert one_file == {"value": one_file["value"], "low": None, "high": None}
+    nobody = np.zeros(3, bool)
+    assert sample.figure(sample.mean(values, nobody)) == sample.median(values, nobody) == UNKNOWN
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=25), st.integers(0, 9))
+def test_the_median_is_that_of_the_rows_written_out(rows: list[tuple[int, int]], seed: int) -> None:
+    """Each row as often as its file is drawn, sorted: the lower one of the middle."""
+    values, file = (np.array(column) for column in zip(*rows, strict=True))
+    sample = Sample(file, Files(4, seed, 30))
+    drawn = [np.sort(np.repeat(values, times[file].astype(int))) for times in sample.files.times[:-4]]
+    medians = [float(each[(len(each) - 1) // 2]) for each in drawn if len(each)]
+    found = sample.median(values.astype(float), np.ones(len(values), bool))
+    assert found["value"] == medians[0]
+    if found["low"] is not None:
+        assert (found["low"], found["high"]) == pytest.approx(np.quantile(medians[1:], (0.025, 0.975)))
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=4, max_size=30))
 def test_rank_correlation_is_spearmans(values: list[tuple[int, int]]) -> None:
     x, y = (np.array(v, float) for v in zip(*values, strict=True))
-    clusters = Clusters.of(np.arange(len(x)) % 3, 0)
-    rho = clusters.rho(x, y)[0]
+    sample = Sample.of(np.arange(len(x)) % 3, 0)
+    rho = sample.rho(x, y)
     if np.ptp(x) and np.ptp(y):
-        assert rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
-        swapped = Clusters(clusters.file, clusters.times[:, ::-1])  # a draw of other files is of other rows
-        assert swapped.rho(x, y)[0] == pytest.approx(rho)
+        assert rho[0] == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
+        twice = Sample(sample.file, Files(3, 1, 5))  # other draws are of the same rows
+        assert twice.rho(x, y)[0] == rho[0] and len(twice.rho(x, y)) == 1 + 5 + 3
     else:
-        assert np.isnan(rho)
+        assert np.isnan(rho[0])
 
 
 def test_at_equal_weight_a_copy_of_the_weight_tells_nothing() -> None:
     rng = np.random.default_rng(0)
     w, noise = rng.random(400), rng.random(400)
     damage, layer = w + 0.2 * noise, np.repeat([0.0, 1.0], 200)
-    clusters = Clusters.of(np.arange(400) % 10, 0)
+    sample = Sample.of(np.arange(400) % 10, 0)
     shadow = w + rng.random(400)
-    assert clusters.rho_within(shadow, damage, layer)[0] > 0.5
-    assert abs(clusters.rho_within(shadow, damage, layer, w)[0]) < 0.12
-    assert clusters.rho_within(noise, damage, layer, w)[0] > 0.8
+    assert sample.rho_within(shadow, damage, layer)[0] > 0.5
+    assert abs(sample.rho_within(shadow, damage, layer, w)[0]) < 0.12
+    assert sample.rho_within(noise, damage, layer, w)[0] > 0.8
     rho = [spearmanr(a[:200], b[:200]).statistic for a, b in ((noise, damage), (noise, w), (damage, w))]
     by_hand = (rho[0] - rho[1] * rho[2]) / np.sqrt((1 - rho[1] ** 2) * (1 - rho[2] ** 2))
-    first = Clusters.of(np.arange(200) % 10, 0).rho_within(noise[:200], damage[:200], layer[:200], w[:200])
+    first = Sample.of(np.arange(200) % 10, 0).rho_within(noise[:200], damage[:200], layer[:200], w[:200])
     assert first[0] == pytest.approx(by_hand)
 
 
@@ -241,15 +264,15 @@ def test_a_file_is_foretold_from_the_others_alone() -> None:
     rng = np.random.default_rng(3)
     x, layer, file = rng.random(60), np.arange(60) % 2.0, np.arange(60) % 5
     y = 2 * x + 3 * layer - 1
-    clusters = Clusters.of(file, 0)
+    sample = Sample.of(file, 0)
     fit = fitted({"x": x}, layer, y)
     assert fit.coefficients == {"x": pytest.approx(2)} and fit.smear == pytest.approx(1)
     assert fit.constants == {"0": pytest.approx(-1), "1": pytest.approx(2)}
     said = foretold({"x": x}, layer, y, file)
-    assert said == pytest.approx(y) and explained(clusters, said, y)[0] == pytest.approx(1)
+    assert said == pytest.approx(y) and explained(sample, said, y)[0] == pytest.approx(1)
     other = np.where(file == 2, 100.0, y)  # what is in a file changes what is said of the others, not of itself
     assert foretold({"x": x}, layer, other, file)[file == 2] == pytest.approx(y[file == 2])
-    assert explained(clusters, np.full(60, y.mean()), y)[0] == pytest.approx(0)
+    assert explained(sample, np.full(60, y.mean()), y)[0] == pytest.approx(0)
 
 
 def test_bins_by_hand() -> None:

@@ -1,7 +1,8 @@
 """What sums by file say of a figure: intervals and tests where tokens of one file are alike and files are few.
 
-A figure is a function of sums over tokens (a ratio estimator, such as nats by bytes). Files are the clusters: they are
-drawn, or left out, whole, and one draw serves both models and all arms, so that differences are paired.
+A figure is a function of sums over tokens (a ratio estimator, such as nats by bytes), or another statistic of how often
+the text has each file. Files are the clusters: they are drawn, or left out, whole, and one draw serves both models and
+all arms, so that differences are paired.
 
 Two intervals are taken, and the wider one, end by end, decides:
 
@@ -72,29 +73,32 @@ class Estimate:
 
 
 class Files:
-    """One set of draws of `n` files, which serves everything that is compared."""
+    """One set of draws of `n` files, which serves everything that is compared.
+
+    times float64 [1 + D + n, n]: how often each text has each file: the text as it is, the draws, the text with one
+    file left out."""
 
     def __init__(self, n: int, seed: int, draws: int = DRAWS) -> None:
         self.n = n
-        rng = np.random.default_rng(seed)
-        self.counts: Float = rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float64)  # [D, n]
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)
+        self.times: Float = np.vstack([np.ones(n), drawn, 1 - np.eye(n)])
 
     def estimates(self, figures: Mapping[str, Figure], sums: Mapping[str, Float]) -> dict[str, Estimate]:
         """Each figure of sums by file, float64 [n] each."""
-        whole = {name: each.sum() for name, each in sums.items()}
-        # a file that has all of what is counted leaves 0 / 0 behind; such a draw is none, such an error infinite
-        drawn = {name: self.counts @ each for name, each in sums.items()}
-        left = {name: each.sum() - each for name, each in sums.items()}
+        of_texts = {name: self.times @ each for name, each in sums.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
-            return {name: self._estimate(f(whole), f(drawn), f(left)) for name, f in figures.items()}
+            return {name: self.of(figure(of_texts)) for name, figure in figures.items()}
 
     def estimate(self, figure: Figure, sums: Mapping[str, Float]) -> Estimate:
         return self.estimates({"it": figure}, sums)["it"]
 
-    def _estimate(self, value: float, drawn: Float, left: Float) -> Estimate:
+    def of(self, statistic: Float) -> Estimate:
+        """A statistic [1 + D + n] of the texts of `times`."""
+        value, drawn, left = float(statistic[0]), statistic[1 : -self.n], statistic[-self.n :]
+        # a file that has all of what is counted leaves 0 / 0 behind; such a draw is none, such an error infinite
         known = np.sort(drawn[np.isfinite(drawn)])
         error = math.sqrt((self.n - 1) / self.n * float(((left - value) ** 2).sum())) if self.n > 1 else math.inf
-        return Estimate(float(value), known, error if math.isfinite(error) else math.inf, self.n)
+        return Estimate(value, known, error if math.isfinite(error) else math.inf, self.n)
 
 
 def effective_number(sizes: Sequence[float] | Float) -> float:

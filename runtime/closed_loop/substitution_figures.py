@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from runtime.closed_loop.clusters import DRAWS, Files
 from runtime.closed_loop.expert_similarity import Similarity
 from runtime.closed_loop.one_at_a_time import WAYS, Float, Substitutions
 from runtime.closed_loop.substitution_statistics import (
-    Clusters,
+    Sample,
     doubling_bins,
     explained,
     figure,
@@ -64,47 +65,47 @@ TENTHS, CELLS = 10, 4
 
 def all_figures(rows: Substitutions, seed: int) -> dict[str, Any]:
     """Correlations, fits, bins and the grid of weight x gap."""
-    clusters = Clusters.of(rows["file"], seed)
+    sample = Sample.of(rows["file"], seed)
     return {
-        "ways": {way: _of_way(rows, clusters, way) for way in WAYS},
-        "less": _less(rows, clusters, np.ones(len(rows), np.bool_)),
-        "correlations": correlations(rows, clusters),
-        "fits": fits(rows, clusters),
-        "formulas": {way: _formula(rows, clusters, way) for way in WAYS},
-        "bins": bins(rows, clusters),
-        "grid": grid(rows, clusters),
+        "ways": {way: _of_way(rows, sample, way) for way in WAYS},
+        "less": _less(rows, sample, np.ones(len(rows), np.bool_)),
+        "correlations": correlations(rows, sample),
+        "fits": fits(rows, sample),
+        "formulas": {way: _formula(rows, sample, way) for way in WAYS},
+        "bins": bins(rows, sample),
+        "grid": grid(rows, sample),
     }
 
 
-def _of_way(rows: Substitutions, clusters: Clusters, way: str) -> dict[str, Any]:
+def _of_way(rows: Substitutions, sample: Sample, way: str) -> dict[str, Any]:
     damage, here = rows[f"{way} damage"], rows[f"{way} here"]
     every = np.ones(len(rows), np.bool_)
     return {
-        "mean": figure(clusters.mean(damage)),
-        "median": figure(clusters.median(damage, every)),
-        "nats": figure(clusters.mean(rows[f"{way} nats"])),
-        "share_here": figure(clusters.sums(here) / clusters.sums(damage)),
-        "per_square": _per_square(rows, clusters, damage, every),
-        "per_square_by_layer": [_per_square(rows, clusters, damage, rows["layer"] == at)
+        "mean": sample.figure(sample.mean(damage)),
+        "median": sample.median(damage, every),
+        "nats": sample.figure(sample.mean(rows[f"{way} nats"])),
+        "share_here": sample.figure(sample.sums(here) / sample.sums(damage)),
+        "per_square": _per_square(rows, sample, damage, every),
+        "per_square_by_layer": [_per_square(rows, sample, damage, rows["layer"] == at)
                                 for at in np.unique(rows["layer"])],
     }  # fmt: skip
 
 
-def _per_square(rows: Substitutions, clusters: Clusters, damage: Float, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _per_square(rows: Substitutions, sample: Sample, damage: Float, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """C of damage = C w^2, so that the mean comes out right."""
-    return figure(clusters.mean(damage, keep) / clusters.mean(rows["weight"] ** 2, keep))
+    return sample.figure(sample.mean(damage, keep) / sample.mean(rows["weight"] ** 2, keep))
 
 
-def correlations(rows: Substitutions, clusters: Clusters) -> list[dict[str, Any]]:
+def correlations(rows: Substitutions, sample: Sample) -> list[dict[str, Any]]:
     """Of each predictor with the damage of `keep`, over all substitutions, within layers, and there at equal weight."""
     damage = rows["keep damage"]
     return [
         {
             "predictor": name,
             "from": source,
-            "overall": figure(clusters.rho(rows[name], damage)),
-            "within": figure(clusters.rho_within(rows[name], damage, rows["layer"])),
-            "given_weight": figure(clusters.rho_within(rows[name], damage, rows["layer"], rows["weight"])),
+            "overall": sample.figure(sample.rho(rows[name], damage)),
+            "within": sample.figure(sample.rho_within(rows[name], damage, rows["layer"])),
+            "given_weight": sample.figure(sample.rho_within(rows[name], damage, rows["layer"], rows["weight"])),
         }
         for name, source in PREDICTORS.items()
     ]
@@ -118,53 +119,53 @@ def _terms(rows: Substitutions, names: tuple[str, ...]) -> dict[str, Float]:
     }
 
 
-def _said(rows: Substitutions, names: tuple[str, ...], by_layer: bool, y: Float, clusters: Clusters) -> dict[str, Any]:
+def _said(rows: Substitutions, names: tuple[str, ...], by_layer: bool, y: Float, sample: Sample) -> dict[str, Any]:
     """How well a fit says the log damage of files that it was not fitted on."""
-    said = foretold(_terms(rows, names), rows["layer"] if by_layer else None, y, clusters.file)
-    return {"rho": figure(clusters.rho(said, y)), "explained": figure(explained(clusters, said, y))}
+    said = foretold(_terms(rows, names), rows["layer"] if by_layer else None, y, sample.file)
+    return {"rho": sample.figure(sample.rho(said, y)), "explained": sample.figure(explained(sample, said, y))}
 
 
-def fits(rows: Substitutions, clusters: Clusters) -> list[dict[str, Any]]:
+def fits(rows: Substitutions, sample: Sample) -> list[dict[str, Any]]:
     y = log_damage(rows["keep damage"])
-    return [{"fit": name, **_said(rows, terms, by_layer, y, clusters)} for name, terms, by_layer in FITS]
+    return [{"fit": name, **_said(rows, terms, by_layer, y, sample)} for name, terms, by_layer in FITS]
 
 
-def _formula(rows: Substitutions, clusters: Clusters, way: str) -> dict[str, Any]:
+def _formula(rows: Substitutions, sample: Sample, way: str) -> dict[str, Any]:
     """The formula of router data alone, for each way, with how well it does on files left out."""
     names, by_layer = next((terms, layer) for name, terms, layer in FITS if name == FORMULA)
     y = log_damage(rows[f"{way} damage"])
     fit = fitted(_terms(rows, names), rows["layer"] if by_layer else None, y)
-    return {**asdict(fit), **_said(rows, names, by_layer, y, clusters)}
+    return {**asdict(fit), **_said(rows, names, by_layer, y, sample)}
 
 
-def _bin(rows: Substitutions, clusters: Clusters, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    mean = {way: figure(clusters.mean(rows[f"{way} damage"], keep)) for way in WAYS}
-    return {"n": int(keep.sum()), "mean": mean, "median": figure(clusters.median(rows["keep damage"], keep))}
+def _bin(rows: Substitutions, sample: Sample, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    mean = {way: sample.figure(sample.mean(rows[f"{way} damage"], keep)) for way in WAYS}
+    return {"n": int(keep.sum()), "mean": mean, "median": sample.median(rows["keep damage"], keep)}
 
 
-def _less(rows: Substitutions, clusters: Clusters, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _less(rows: Substitutions, sample: Sample, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """By how much one way's mean damage exceeds another's at the same places: `own - keep` and so on."""
     return {
-        f"{a} - {b}": figure(clusters.mean(rows[f"{a} damage"] - rows[f"{b} damage"], keep))
+        f"{a} - {b}": sample.figure(sample.mean(rows[f"{a} damage"] - rows[f"{b} damage"], keep))
         for a, b in (("own", "keep"), ("drop", "keep"), ("own", "drop"))
     }
 
 
-def bins(rows: Substitutions, clusters: Clusters) -> dict[str, list[dict[str, Any]]]:
+def bins(rows: Substitutions, sample: Sample) -> dict[str, list[dict[str, Any]]]:
     """Damage by layer, by rank of the stand-in and by tenths of what tells it."""
-    out = {"layer": [{"low": float(at), "high": float(at), **_bin(rows, clusters, rows["layer"] == at)}
+    out = {"layer": [{"low": float(at), "high": float(at), **_bin(rows, sample, rows["layer"] == at)}
                      for at in np.unique(rows["layer"])]}  # fmt: skip
     found, edges = doubling_bins(rows["rank"])
-    out["rank"] = [{"low": edges[b], "high": edges[b + 1] - 1, **_bin(rows, clusters, found == b)}
+    out["rank"] = [{"low": edges[b], "high": edges[b + 1] - 1, **_bin(rows, sample, found == b)}
                    for b in range(len(edges) - 1)]  # fmt: skip
     for name in TOLD:
         found, edges = quantile_bins(rows[name], TENTHS)
-        out[name] = [{"low": edges[b], "high": edges[b + 1], **_bin(rows, clusters, found == b)}
+        out[name] = [{"low": edges[b], "high": edges[b + 1], **_bin(rows, sample, found == b)}
                      for b in range(len(edges) - 1)]  # fmt: skip
     return out
 
 
-def grid(rows: Substitutions, clusters: Clusters) -> list[dict[str, Any]]:
+def grid(rows: Substitutions, sample: Sample) -> list[dict[str, Any]]:
     """Mean damage of each way by quarters of the weight and of the gap, and paired differences to `keep`."""
     (of_weight, weights), (of_gap, gaps) = (quantile_bins(rows[name], CELLS) for name in ("weight", "gap"))
     out = []
@@ -172,7 +173,7 @@ def grid(rows: Substitutions, clusters: Clusters) -> list[dict[str, Any]]:
         for b in range(len(gaps) - 1):
             here = (of_weight == a) & (of_gap == b)
             cell = {"weight": [*map(float, weights[a : a + 2])], "gap": [*map(float, gaps[b : b + 2])]}
-            out.append({**cell, **_bin(rows, clusters, here), "less": _less(rows, clusters, here)})
+            out.append({**cell, **_bin(rows, sample, here), "less": _less(rows, sample, here)})
     return out
 
 
@@ -208,13 +209,14 @@ def pairs(found: list[Similarity], seed: int) -> list[dict[str, Any]]:
 
     Intervals are over files, as all here: the statement is of this model's own experts, which are all there, on other
     text. That pairs share experts is what Mantel's p is for (`runtime.similarity`)."""
-    times = Clusters.of(np.arange(len(found)), seed).times
-    each = [pooled(found, row) for row in times]
-    layers = range(len(found[0].q))
+    files = Files(len(found), seed, DRAWS)
+    rho = np.array([_ranked(*pooled(found, times)) for times in files.times])  # [texts, layers, 2]
     return [
-        {
-            "rho_cosine": figure(np.array([_rho(q[at], cosine[at]) for q, cosine, _ in each])),
-            "rho_error": figure(np.array([_rho(q[at], -error[at]) for q, _, error in each])),
-        }
-        for at in layers
+        {name: figure(files.of(rho[:, at, n])) for n, name in enumerate(("rho_cosine", "rho_error"))}
+        for at in range(rho.shape[1])
     ]
+
+
+def _ranked(q: Float, cosine: Float, error: Float) -> list[tuple[float, float]]:
+    """Of each layer, how q ranks pairs as cosine and as -error do."""
+    return [(_rho(q[at], cosine[at]), _rho(q[at], -error[at])) for at in range(len(q))]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.closed_loop import substitution_svg
+from runtime.closed_loop.clusters import DRAWS
 from runtime.closed_loop.one_at_a_time import WAYS
 from runtime.closed_loop.substitution_figures import FORMULA
 from runtime.closed_loop.substitution_svg import span
@@ -15,6 +16,10 @@ from sim.experiments.tables import Cell, Column, More, Report, Row
 from traces.command import out_folder, write_bytes
 
 Figure = dict[str, Any]
+INTERVAL = (
+    "95 % interval over files, the wider, end by end, of the cluster bootstrap's percentiles and of t on the "
+    "jackknife's standard error (of a median the percentiles alone)"
+)
 TOLD = Column("predictor", "what is known"), Column("from", "from")
 FOOT = (
     "Damage: sum over the token and all later ones of its window of KL(unmodified || modified), in nats; one slot of "
@@ -26,9 +31,9 @@ FOOT = (
     "gap: z_i - z_j, the router's logits of the expert wanted and of its stand-in. TAE: entropy of the top-k weights "
     "over ln k. margin: between the two largest. error: |f_j(x) - f_i(x)| / |f_i(x)| and cosine at this very hidden "
     "state, mean cosine of the pair over the text. moved: w_i |f_j - f_i| over the length of the residual stream.",
-    "Brackets: 95 % percentile bootstrap over files, one set of draws for all; none where all is of one file. Rank "
-    "correlations are of the ranks in the whole sample. Fits are least squares on log damage, each file's rows "
-    "foretold from all other files.",
+    f"In brackets: {INTERVAL}. One set of {DRAWS:,} draws serves all; `-` where all is of one file. Rank correlations "
+    "are of the ranks in the whole sample. Fits are least squares on log damage, each file's rows foretold from all "
+    "other files.",
     "Text is that on which policies are fitted; nothing of the judged files is in this page.",
 )
 

@@ -1,12 +1,13 @@
 """What tells the loss of one substitution: rank correlations, fits judged on files left out, means by bin.
 
-Substitutions of one file share its text, so files are what is drawn: every interval is a 95 % percentile bootstrap over
-files (cluster bootstrap: Cameron, Gelbach and Miller 2008, 10.1162/rest.90.3.414), one set of draws for all figures. A
-statistic is an array [1 + draws]: the sample's own, then each draw's.
+Substitutions of one file share its text, so intervals are over files, and `clusters` takes them: one set of texts for
+all figures. A statistic is an array [1 + D + n] over `Files.times`: of the sample as it is, of each draw of files, of
+each sample with one file left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,47 +15,44 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from sim.outcome.per_request import drawn
+from runtime.closed_loop.clusters import DRAWS, Estimate, Files, Float
 
-Float = npt.NDArray[np.float64]
 Figure = dict[str, float | None]  # value, low, high
+UNKNOWN: Figure = {"value": None, "low": None, "high": None}
 LEAST = 1e-12  # nats: below it a damage is the arithmetic's, and no logarithm is taken of it
 
 
-def figure(statistic: Float) -> Figure:
-    """A statistic [1 + draws] with its interval; None where the sample has no value, and for the interval where draws
-    make no difference (all is of one file). Draws without a value (of a bin that none of their files has) are left
-    out."""
-    value = float(statistic[0])
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None}
-    known = statistic[np.isfinite(statistic)]
-    if np.ptp(known) <= 1e-9 * abs(value):
-        return {"value": value, "low": None, "high": None}
-    low, high = map(float, np.percentile(known[1:], (2.5, 97.5)))
-    return {"value": value, "low": low, "high": high}
+def figure(found: Estimate, median: bool = False) -> Figure:
+    """An estimate with the interval that decides, the wider one; of a median the percentile interval alone, because the
+    jackknife does not tell the error of a median, which is no smooth function of the rows (Miller, Biometrika 61,
+    1974). None where the sample has no value, and for the interval where all is of one file."""
+    if not math.isfinite(found.value):
+        return dict(UNKNOWN)
+    if not math.isfinite(found.error):
+        return {"value": found.value, "low": None, "high": None}
+    low, high = found.percentile() if median else found.wider()
+    return {"value": found.value, "low": low, "high": high}
 
 
 @dataclass(frozen=True, eq=False)
-class Clusters:
-    """file int64 [S]: which of the files (0 .. F-1) each row is of; times float64 [1 + draws, F]: how often a draw has
-    each file."""
+class Sample:
+    """Statistics of rows of several files. file int64 [S]: which of `files` (0 .. n - 1) each row is of."""
 
     file: npt.NDArray[np.int64]
-    times: Float
+    files: Files
 
     @staticmethod
-    def of(file: npt.ArrayLike, seed: int) -> Clusters:
+    def of(file: npt.ArrayLike, seed: int) -> Sample:
         """Of rows whose files have any numbers."""
-        places = np.unique(np.asarray(file), return_inverse=True)[1].ravel()
-        n = int(places.max()) + 1
-        draws = drawn(n, seed)
-        times = np.stack([(draws == f).sum(1) for f in range(n)], 1).astype(np.float64)
-        return Clusters(places.astype(np.int64), np.vstack([np.ones(n), times]))
+        places = np.unique(np.asarray(file), return_inverse=True)[1].ravel().astype(np.int64)
+        return Sample(places, Files(int(places.max()) + 1, seed, DRAWS))
+
+    def figure(self, statistic: Float) -> Figure:
+        return figure(self.files.of(statistic))
 
     def sums(self, values: Float) -> Float:
-        """[1 + draws] of values [S]."""
-        out: Float = self.times @ np.bincount(self.file, values, self.times.shape[1])
+        """Of values [S]."""
+        out: Float = self.files.times @ np.bincount(self.file, values, self.files.n)
         return out
 
     def mean(self, values: Float, keep: npt.NDArray[np.bool_] | None = None) -> Float:
@@ -63,14 +61,20 @@ class Clusters:
         with np.errstate(invalid="ignore"):
             return self.sums(values * kept) / self.sums(kept)
 
-    def median(self, values: Float, keep: npt.NDArray[np.bool_]) -> Float:
-        """The lower median of the rows to keep."""
+    def median(self, values: Float, keep: npt.NDArray[np.bool_]) -> Figure:
+        """The lower median of the rows to keep: the least value that half of them do not exceed."""
+        if not keep.any():
+            return dict(UNKNOWN)
         order = np.argsort(values[keep], kind="stable")
-        if not len(order):
-            return np.full(len(self.times), np.nan)
-        below = self.times[:, self.file[keep][order]].cumsum(1)
-        at = (2 * below >= below[:, -1:]).argmax(1)
-        return np.where(below[:, -1] > 0, values[keep][order][at], np.nan)
+        up_to = (self.file[keep][order, None] == np.arange(self.files.n)).cumsum(0)  # rows of each file
+        total = self.files.times @ up_to[-1]
+        first, last = np.zeros_like(total, np.int64), np.full_like(total, len(order) - 1, np.int64)
+        for _ in range(len(order).bit_length()):
+            middle = (first + last) // 2
+            enough = 2 * (self.files.times * up_to[middle]).sum(1) >= total
+            first, last = np.where(enough, first, middle + 1), np.where(enough, middle, last)
+        found = np.where(total > 0, values[keep][order][last], np.nan)
+        return figure(self.files.of(found), median=True)
 
     def rho(self, x: Float, y: Float) -> Float:
         """Spearman's rank correlation of x, y [S]: Pearson's of their ranks in the sample. Ranks are not taken anew
@@ -82,19 +86,19 @@ class Clusters:
                            ((a * b, sa * sb / n**2), (a * a, (sa / n) ** 2), (b * b, (sb / n) ** 2)))  # fmt: skip
             return np.where((va > 1e-9) & (vb > 1e-9), cov / np.sqrt(np.maximum(va * vb, LEAST)), np.nan)
 
-    def only(self, keep: npt.NDArray[np.bool_]) -> Clusters:
-        """The same draws over some of the rows."""
-        return Clusters(self.file[keep], self.times)
+    def only(self, keep: npt.NDArray[np.bool_]) -> Sample:
+        """Some of the rows, of the same files."""
+        return Sample(self.file[keep], self.files)
 
     def rho_within(self, x: Float, y: Float, layer: Float, given: Float | None = None) -> Float:
         """Mean over layers of the correlation within each; given: of the partial one, at equal `given` (Kendall 1942,
         10.1093/biomet/32.3-4.277)."""
         each = []
         for at in np.unique(layer):
-            here, clusters = layer == at, self.only(layer == at)
-            rho = clusters.rho(x[here], y[here])
+            here, sample = layer == at, self.only(layer == at)
+            rho = sample.rho(x[here], y[here])
             if given is not None:
-                rho = _partial(rho, *(clusters.rho(v[here], given[here]) for v in (x, y)))
+                rho = _partial(rho, *(sample.rho(v[here], given[here]) for v in (x, y)))
             each.append(rho)
         return np.asarray(np.stack(each).mean(0))
 
@@ -145,10 +149,10 @@ def foretold(terms: dict[str, Float], layer: Float | None, y: Float, file: npt.N
     return out
 
 
-def explained(clusters: Clusters, said: Float, y: Float) -> Float:
-    """Share of the variance of y that what was said of it explains [1 + draws]; below 0 if the mean says more."""
-    mean = clusters.mean(y)
-    return np.asarray(1 - clusters.mean((y - said) ** 2) / (clusters.mean(y**2) - mean**2))
+def explained(sample: Sample, said: Float, y: Float) -> Float:
+    """Share of the variance of y that what was said of it explains; below 0 if the mean says more."""
+    mean = sample.mean(y)
+    return np.asarray(1 - sample.mean((y - said) ** 2) / (sample.mean(y**2) - mean**2))
 
 
 def quantile_bins(values: Float, n: int) -> tuple[npt.NDArray[np.int64], Float]:

@@ -109,7 +109,7 @@ def _list(title: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> list[str]:
 def _columns(title: str, bins: Sequence[dict[str, Any]]) -> list[str]:
     """Mean damage of each way, a column for each bin, on a logarithmic scale."""
     figures = [entry["mean"][way] for entry in bins for way in WAYS]
-    sizes = [f[end] for f in figures for end in ("value", "low", "high") if f[end]]
+    sizes = [f[end] for f in figures for end in ("value", "low", "high") if (f[end] or 0) > 0]
     bottom, top = (math.floor(math.log10(min(sizes, default=1))), math.ceil(math.log10(max(sizes, default=1))))
     top = max(top, bottom + 1)
 
