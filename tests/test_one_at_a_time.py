@@ -14,32 +14,22 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra: runt
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: train)")
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
-from scipy.stats import spearmanr  # noqa: E402
 
 from runtime import similarity, substitutions  # noqa: E402
 from runtime.closed_loop import (  # noqa: E402
     one_at_a_time,
+    substitution_answers,
     substitution_figures,
     substitution_report,
     substitution_statistics,
     substitution_svg,
 )
-from runtime.closed_loop.clusters import Files  # noqa: E402
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, judged_model  # noqa: E402
 from runtime.closed_loop.one_at_a_time import NEAR, WAYS, Substitutions, draw_places, experiment, swap  # noqa: E402
 from runtime.closed_loop.substitution_figures import all_figures, pairs, pooled  # noqa: E402
-from runtime.closed_loop.substitution_statistics import (  # noqa: E402
-    UNKNOWN,
-    Sample,
-    doubling_bins,
-    explained,
-    fitted,
-    foretold,
-    quantile_bins,
-)
 from runtime.closed_loop.text_windows import TextWindows, is_judged, text_windows  # noqa: E402
-from runtime.small_model.model import ModelConfig, MoeDecoder  # noqa: E402
+from runtime.small_model.model import FOLDERS, ModelConfig, MoeDecoder  # noqa: E402
 
 E, K, LAYERS, WINDOWS, LENGTH = 6, 3, 3, 4, 10
 
@@ -196,91 +186,7 @@ def test_places_lie_where_they_may(n_experts: int, data: st.DataObject, near: bo
     assert places.rank.min() >= top_k and places.rank.max() < min(n_experts, top_k + NEAR if near else n_experts)
 
 
-# --- statistics
-
-
-def test_means_medians_and_intervals_by_hand() -> None:
-    """Two files: 1 and 3, and 8. A draw has (2, 0), (1, 1) or (0, 2) of them: means 2, 4, 8, lower medians 1, 3, 8. One
-    file left out the mean is 8 or 2, so that its error is sqrt(1/2 (4^2 + 2^2)) = sqrt 10, and t with 1 degree of
-    freedom is 12.706."""
-    sample, values, every = Sample(np.array([0, 0, 1]), Files(2, 0, 400)), np.array([1.0, 3, 8]), np.ones(3, bool)
-    mean = sample.mean(values)
-    assert [mean[0], *mean[-2:]] == [4, 8, 2] and set(mean) == {2, 4, 8}
-    half = 12.7062 * np.sqrt(10)
-    assert sample.figure(mean) == {"value": 4, "low": pytest.approx(4 - half), "high": pytest.approx(4 + half)}
-    assert sample.median(values, every) == {"value": 3, "low": 1, "high": 8}  # of these 1/4, 1/2, 1/4 of the draws
-    few = np.array([True, True, False])
-    assert sample.mean(values, few)[0] == 2 and np.isnan(sample.mean(values, few)).any()
-    for one_file in (sample.figure(sample.mean(values, few)), sample.median(values, ~few)):
-        assert one_file == {"value": one_file["value"], "low": None, "high": None}
-    nobody = np.zeros(3, bool)
-    assert sample.figure(sample.mean(values, nobody)) == sample.median(values, nobody) == UNKNOWN
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=25), st.integers(0, 9))
-def test_the_median_is_that_of_the_rows_written_out(rows: list[tuple[int, int]], seed: int) -> None:
-    """Each row as often as its file is drawn, sorted: the lower one of the middle."""
-    values, file = (np.array(column) for column in zip(*rows, strict=True))
-    sample = Sample(file, Files(4, seed, 30))
-    drawn = [np.sort(np.repeat(values, times[file].astype(int))) for times in sample.files.times[:-4]]
-    medians = [float(each[(len(each) - 1) // 2]) for each in drawn if len(each)]
-    found = sample.median(values.astype(float), np.ones(len(values), bool))
-    assert found["value"] == medians[0]
-    if found["low"] is not None:
-        assert (found["low"], found["high"]) == pytest.approx(np.quantile(medians[1:], (0.025, 0.975)))
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=4, max_size=30))
-def test_rank_correlation_is_spearmans(values: list[tuple[int, int]]) -> None:
-    x, y = (np.array(v, float) for v in zip(*values, strict=True))
-    sample = Sample.of(np.arange(len(x)) % 3, 0)
-    rho = sample.rho(x, y)
-    if np.ptp(x) and np.ptp(y):
-        assert rho[0] == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
-        twice = Sample(sample.file, Files(3, 1, 5))  # other draws are of the same rows
-        assert twice.rho(x, y)[0] == rho[0] and len(twice.rho(x, y)) == 1 + 5 + 3
-    else:
-        assert np.isnan(rho[0])
-
-
-def test_at_equal_weight_a_copy_of_the_weight_tells_nothing() -> None:
-    rng = np.random.default_rng(0)
-    w, noise = rng.random(400), rng.random(400)
-    damage, layer = w + 0.2 * noise, np.repeat([0.0, 1.0], 200)
-    sample = Sample.of(np.arange(400) % 10, 0)
-    shadow = w + rng.random(400)
-    assert sample.rho_within(shadow, damage, layer)[0] > 0.5
-    assert abs(sample.rho_within(shadow, damage, layer, w)[0]) < 0.12
-    assert sample.rho_within(noise, damage, layer, w)[0] > 0.8
-    rho = [spearmanr(a[:200], b[:200]).statistic for a, b in ((noise, damage), (noise, w), (damage, w))]
-    by_hand = (rho[0] - rho[1] * rho[2]) / np.sqrt((1 - rho[1] ** 2) * (1 - rho[2] ** 2))
-    first = Sample.of(np.arange(200) % 10, 0).rho_within(noise[:200], damage[:200], layer[:200], w[:200])
-    assert first[0] == pytest.approx(by_hand)
-
-
-def test_a_file_is_foretold_from_the_others_alone() -> None:
-    rng = np.random.default_rng(3)
-    x, layer, file = rng.random(60), np.arange(60) % 2.0, np.arange(60) % 5
-    y = 2 * x + 3 * layer - 1
-    sample = Sample.of(file, 0)
-    fit = fitted({"x": x}, layer, y)
-    assert fit.coefficients == {"x": pytest.approx(2)} and fit.smear == pytest.approx(1)
-    assert fit.constants == {"0": pytest.approx(-1), "1": pytest.approx(2)}
-    said = foretold({"x": x}, layer, y, file)
-    assert said == pytest.approx(y) and explained(sample, said, y)[0] == pytest.approx(1)
-    other = np.where(file == 2, 100.0, y)  # what is in a file changes what is said of the others, not of itself
-    assert foretold({"x": x}, layer, other, file)[file == 2] == pytest.approx(y[file == 2])
-    assert explained(sample, np.full(60, y.mean()), y)[0] == pytest.approx(0)
-
-
-def test_bins_by_hand() -> None:
-    found, edges = doubling_bins(np.arange(1.0, 10))
-    assert found.tolist() == [0, 1, 2, 2, 3, 3, 3, 3, 4] and edges.tolist() == [1, 2, 3, 5, 9, 10]
-    found, edges = quantile_bins(np.array([5.0, 1, 2, 3, 4]), 2)
-    assert found.tolist() == [1, 0, 0, 1, 1] and edges.tolist() == [1, 3, 5]
-    assert set(quantile_bins(np.array([1.0] * 9 + [2]), 4)[0]) == {0}  # equal values are in one bin
+# --- figures, page, command
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -293,9 +199,6 @@ def test_files_pool_to_what_all_text_gives(model: Any, text: TextWindows) -> Non
         known = np.isfinite(matrix) & ~np.eye(E, dtype=bool)  # an expert's distance to itself is rounding
         assert known.any() and matrix[known] == pytest.approx(getattr(whole, name)[known], abs=1e-6)
     assert len(pairs(each, 0)) == LAYERS
-
-
-# --- figures, page, command
 
 
 def test_every_row_is_in_one_bin_and_the_parts_make_the_whole(rows: Substitutions) -> None:
@@ -329,25 +232,41 @@ def test_a_router_of_one_expert_has_a_page_too(text: TextWindows) -> None:
               **all_figures(found, 0)}  # fmt: skip
     json.dumps(result, allow_nan=False)
     page = substitution_report.report(result).markdown("command")
-    assert "in 0 of 2 layers and the other way round in 0;" in page and "| weight | router | - | - | - |" in page
+    assert page.count("yes in 0 of 2 layers, the other way round in 0, not decided in 2") == 2
+    assert "| weight | router | - | - | - |" in page
     assert ET.fromstring(substitution_svg.figure(result)) is not None
 
 
-def test_sentences_follow_from_the_figures() -> None:
+def test_answers_follow_from_the_figures() -> None:
     def row(cosine: Any, error: Any) -> dict[str, Any]:
         return {"rho_cosine": cosine, "rho_error": error}
 
     up, down, open_ = told(0.5, 0.4, 0.6), told(-0.5, -0.6, -0.4), told(0.1, -0.1, 0.3)
-    said = substitution_report._co_activation([row(up, down), row(open_, down)])
-    assert "mean cosine does in 1 of 2 layers and the other way round in 0, +0.10 .. +0.50" in said
-    assert "mean error does in 0 of 2 layers and the other way round in 2" in said
-    names = ("q", "mean cosine", "cosine", "weight")
-    of = [{"predictor": n, "within": up, "given_weight": down if n == "cosine" else up} for n in names]
-    assert "interval and all: cosine." in substitution_report._likeness(of)
-    of[2]["given_weight"] = open_
-    assert "interval and all: none of them." in substitution_report._likeness(of)
+    said = substitution_answers._co_activation([row(up, down), row(open_, down)])
+    assert "(mean cosine): yes in 1 of 2 layers, the other way round in 0, not decided in 1; rank corr" in said
+    assert (
+        "+0.10 .. +0.50. It tells who errs least (mean error): yes in 0 of 2 layers, the other way round in 2" in said
+    )
+    names = ("q", "mean cosine", "cosine", "weight", "tae", "margin", "position", "rank")
+    given = {"mean cosine": open_, "cosine": down}
+    of = [{"predictor": n, "within": up, "given_weight": given.get(n, up)} for n in names]
+    said = substitution_answers._likeness(of)
+    assert "q(j|i): the other way round, +0.500" in said and "mean cosine: no, +0.100" in said
+    assert "state: yes, -0.500 (-0.600 .. -0.400)" in said
     unknown = {"value": 2.0, "low": None, "high": None}
-    assert substitution_report._above(unknown) == 0 and substitution_report.said(unknown) == "2.000 (- .. -)"
+    assert substitution_answers.above(unknown) == 0 and substitution_answers.said(unknown) == "2.000 (- .. -)"
+    tenths = [{"low": at, "high": at + 1, "mean": {"keep": told(at, 0, 2)}} for at in (0.0, 1.0)]
+    for within, words in ((up, "slot weighs little"), (down, "weighs much"), (open_, "does not tell")):
+        of[3]["within"] = within
+        said = substitution_answers._tokens(tenths, of)
+        assert f"{words}: mean" in said and "1.0000 (0.0000 .. 2.0000) in its highest tenth (1 .. 2)" in said
+    cell = {"less": dict.fromkeys(substitution_answers.DIFFERENCES, up)}
+    less = dict(zip(substitution_answers.DIFFERENCES, (down, up, open_), strict=True))
+    means = {way: {"mean": up} for way in WAYS}
+    said = substitution_answers._ways({"less": less, "grid": [cell, cell], "ways": means})
+    assert "own costs less than keep, -0.5000" in said and "drop costs more than keep, +0.5000" in said
+    assert "own is not told apart from drop, +0.1000 (-0.1000 .. +0.3000) nats (of 2 cells" in said
+    assert "less in 0, more in 2)" in said
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -356,7 +275,7 @@ def test_the_command_keeps_what_it_prints(tmp_path: Path, capsys: pytest.Capture
     assert substitutions.main(words) == 0
     printed = capsys.readouterr().out
     page, data, picture = ((tmp_path / f"substitutions_tiny-moe.{end}").read_text() for end in ("md", "json", "svg"))
-    assert printed == page and page.splitlines()[4].startswith("- **Does co-activation tell")
+    assert printed == page and page.splitlines()[4].startswith("- **Does co-activation, q(j|i), tell")
     result = json.loads(data)
     command = result.pop("command")
     assert command == " ".join(["python -m runtime.substitutions", *words])
@@ -391,3 +310,15 @@ def test_windows_say_which_file_they_are_of() -> None:
     files = {f.path: f.data.decode() for f in _heldout()}
     for tokens, file in zip(text.tokens.tolist(), text.file, strict=True):
         assert tiny.tokens.decode([t for t in tokens if t != tiny.lead]) in files[text.files[file]]
+
+
+@pytest.mark.parametrize("model", FOLDERS)
+def test_a_kept_page_is_what_its_json_gives(model: str) -> None:
+    results = Path(__file__).parents[1] / "analysis" / "results"
+    page, data, picture = ((results / f"substitutions_{model}.{end}").read_text() for end in ("md", "json", "svg"))
+    result = json.loads(data)
+    command = result.pop("command")
+    assert result["model"] == model and command.startswith(f"python -m runtime.substitutions --model {model} ")
+    assert substitution_report.report(result).markdown(command) == page
+    assert substitution_svg.figure(result) == picture
+    assert not any(map(is_judged, result["text"]["files"]))

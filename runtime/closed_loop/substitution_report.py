@@ -1,4 +1,4 @@
-"""The page of `runtime.substitutions`: sentences made of the figures, tables; with the figure and the JSON as files."""
+"""The page of `runtime.substitutions`: answers, tables; with the figure and the JSON as files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any
 from runtime.closed_loop import substitution_svg
 from runtime.closed_loop.clusters import DRAWS
 from runtime.closed_loop.one_at_a_time import WAYS
-from runtime.closed_loop.substitution_figures import FORMULA
-from runtime.closed_loop.substitution_svg import span
+from runtime.closed_loop.substitution_answers import findings, said, span
 from sim.experiments.tables import Cell, Column, More, Report, Row
 from traces.command import out_folder, write_bytes
 
-Figure = dict[str, Any]
 INTERVAL = (
     "95 % interval over files, the wider, end by end, of the cluster bootstrap's percentiles and of t on the "
     "jackknife's standard error (of a median the percentiles alone)"
@@ -23,7 +21,8 @@ INTERVAL = (
 TOLD = Column("predictor", "what is known"), Column("from", "from")
 FOOT = (
     "Damage: sum over the token and all later ones of its window of KL(unmodified || modified), in nats; one slot of "
-    "one token at one layer is answered otherwise, everything behind it computes on.",
+    "one token at one layer is answered otherwise, everything behind it computes on. Behind a late position less is "
+    "counted.",
     "keep: the stand-in has the slot's router weight (BuddyMoE). own: the stand-in has its own weight, renormalised "
     "over the set that it is in. drop: nobody answers, nothing is renormalised.",
     "Slots and positions are drawn uniformly; half the stand-ins are uniform over the experts outside the token's set, "
@@ -52,113 +51,6 @@ def report(result: dict[str, Any]) -> Report:
               "margin": "margin", "position": "position"}  # fmt: skip
     more += [_bins(f"Damage by {title}", title, result["bins"][name]) for name, title in titles.items()]
     return Report("What one substitution costs, and what tells it", findings(result), columns, rows, FOOT, more)
-
-
-# --- sentences -------------------------------------------------------------------------------------------------------
-
-
-def said(found: Figure, digits: int = 3, signed: bool = False) -> str:
-    """`+0.123 (+0.100 .. +0.140)`; `-` where there is none."""
-    if found["value"] is None:
-        return "-"
-    form = f"{{:{'+' if signed else ''}.{digits}f}}"
-    value, low, high = ("-" if found[name] is None else form.format(found[name]) for name in ("value", "low", "high"))
-    return f"{value} ({low} .. {high})"
-
-
-def findings(result: dict[str, Any]) -> list[str]:
-    """The answers, in sentences made of the figures."""
-    text = result["text"]
-    return [
-        _co_activation(result["pairs"]),
-        _likeness(result["correlations"]),
-        _told(result["fits"]),
-        _formula(result),
-        _cheap(result["bins"]),
-        _ways(result),
-        f"`{result['model']}`; {result['substitutions']:,} substitutions in {text['windows']} windows of "
-        f"{text['length']} tokens, of {len(text['files'])} files (as uneven as they are, as good as "
-        f"{text['effective_files']:.1f}), {text['source']}, none judged; seed {result['seed']}",
-    ]
-
-
-def _above(found: Figure) -> int:
-    """1: the interval lies above 0, -1: below it, 0: it holds 0 or is not known."""
-    if found["low"] is None:
-        return 0
-    return int(found["low"] > 0) - int(found["high"] < 0)
-
-
-def _co_activation(pairs: list[dict[str, Any]]) -> str:
-    n = len(pairs)
-    parts = []
-    for name, words in (("rho_cosine", "mean cosine"), ("rho_error", "(least) mean error")):
-        signs = [_above(row[name]) for row in pairs]
-        known = [row[name]["value"] for row in pairs if row[name]["value"] is not None]
-        between = f", {min(known):+.2f} .. {max(known):+.2f}" if known else ""
-        parts.append(
-            f"as their {words} does in {signs.count(1)} of {n} layers and the other way round in {signs.count(-1)}"
-            f"{between}"
-        )
-    return "**Does co-activation tell which experts are alike?** q(j|i) ranks pairs " + "; ".join(parts)
-
-
-def _likeness(correlations: list[dict[str, Any]]) -> str:
-    of = {row["predictor"]: row for row in correlations}
-    likeness = ("q", "mean cosine", "cosine")
-    parts = [f"{name} {said(of[name]['given_weight'], signed=True)}" for name in likeness]
-    saves = [name for name in likeness if _above(of[name]["given_weight"]) < 0]
-    return (
-        "**Does likeness tell what a substitution costs?** Rank correlation with the damage within layers, at equal "
-        f"router weight (below 0: the like cost less): {'; '.join(parts)}; below 0, interval and all: "
-        f"{', '.join(saves) or 'none of them'}. The weight itself: {said(of['weight']['within'], signed=True)}"
-    )
-
-
-def _told(fits: list[dict[str, Any]]) -> str:
-    parts = [f"{row['fit']} {said(row['rho'], signed=True)}" for row in fits]
-    return "**How well is the damage of files left out foretold?** Rank correlation: " + "; ".join(parts)
-
-
-def _formula(result: dict[str, Any]) -> str:
-    found = result["formulas"]["keep"]
-    weight, gap = (found["coefficients"][name] for name in ("log weight", "gap"))
-    constants = ", ".join(f"{value:.2f}" for value in found["constants"].values())
-    squares = "; ".join(f"{way} {said(result['ways'][way]['per_square'], 2)}" for way in WAYS)
-    return (
-        f"of the router's data alone ({FORMULA}): log damage of keep = c + {weight:.2f} log w {gap:+.2f} gap, c = "
-        f"{constants} by layer, rank correlation {said(found['rho'])} and share of the variance "
-        f"{said(found['explained'])} on files left out. Mean damage over mean w^2: {squares} nats"
-    )
-
-
-def _cheap(bins: dict[str, list[dict[str, Any]]]) -> str:
-    def mean(entry: dict[str, Any]) -> str:
-        return said(entry["mean"]["keep"], 4)
-
-    layers = sorted(bins["layer"], key=lambda entry: float(entry["mean"]["keep"]["value"]))
-    parts = [f"at layer {layers[0]['low']:.0f} {mean(layers[0])}, at layer {layers[-1]['low']:.0f} {mean(layers[-1])}"]
-    for name, words in (("weight", "router weight"), ("tae", "TAE"), ("margin", "margin"), ("position", "position"),
-                        ("rank", "rank of the stand-in")):  # fmt: skip
-        first, last = bins[name][0], bins[name][-1]
-        parts.append(
-            f"{words} {span(first['low'], first['high'])}: {mean(first)}, {span(last['low'], last['high'])}: "
-            f"{mean(last)}"
-        )
-    return "**Where is a substitution cheap?** Mean damage of keep, nats: " + "; ".join(parts)
-
-
-def _ways(result: dict[str, Any]) -> str:
-    ways = "; ".join(f"{way} {said(result['ways'][way]['mean'], 4)}" for way in WAYS)
-    cells, parts = result["grid"], []
-    for name in ("own - keep", "drop - keep", "own - drop"):
-        signs = [_above(cell["less"][name]) for cell in cells]
-        one, other = name.split(" - ")
-        parts.append(f"{one} costs less than {other} in {signs.count(-1)} and more in {signs.count(1)}")
-    return (
-        f"**Keep the weight, own weight or drop?** Mean damage, nats: {ways}. Of {len(cells)} cells of weight and gap, "
-        f"interval and all, {'; '.join(parts)}"
-    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from runtime.closed_loop.one_at_a_time import WAYS
+from runtime.closed_loop.substitution_answers import span
 
 COLOURS = {"keep": "#d62728", "own": "#1f77b4", "drop": "#444444"}
 SOURCES = {"router": "#2ca02c", "lists": "#e377c2", "stand-in": "#9467bd"}
@@ -130,8 +131,3 @@ def _columns(title: str, bins: Sequence[dict[str, Any]]) -> list[str]:
             at = middle + 4 * (i - 1)
             parts += _mark(y, y, (entry["mean"][way], COLOURS[way]), at, True, f"{way}, {label}")
     return parts
-
-
-def span(low: float, high: float) -> str:
-    """`3`, `.1 .. .2`: the values of a bin."""
-    return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
