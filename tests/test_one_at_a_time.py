@@ -216,7 +216,7 @@ def test_every_row_is_in_one_bin_and_the_parts_make_the_whole(rows: Substitution
 
 
 def told(value: float, low: float, high: float) -> dict[str, float]:
-    return {"value": value, "low": low, "high": high}
+    return {"value": value, "low": low, "high": high, "p": 1e-6 if low * high > 0 else 0.2}
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -251,10 +251,13 @@ def test_answers_follow_from_the_figures() -> None:
     given = {"mean cosine": open_, "cosine": down}
     of = [{"predictor": n, "within": up, "given_weight": given.get(n, up)} for n in names]
     said = substitution_answers._likeness(of)
-    assert "q(j|i): the other way round, +0.500" in said and "mean cosine: no, +0.100" in said
+    assert "q(j|i): the other way round, +0.500" in said and "mean cosine: no sign of it, +0.100" in said
     assert "state: yes, -0.500 (-0.600 .. -0.400)" in said
-    unknown = {"value": 2.0, "low": None, "high": None}
-    assert substitution_answers.above(unknown) == 0 and substitution_answers.said(unknown) == "2.000 (- .. -)"
+    unknown = {"value": 2.0, "low": None, "high": None, "p": None}
+    weak = {**up, "p": 0.02}  # enough alone, not of three: 3 x .02 > .05
+    assert substitution_answers.signs([weak]) == [1] and substitution_answers.signs([weak, unknown, open_]) == [0] * 3
+    assert substitution_answers.signs([down, unknown, up]) == [-1, 0, 1]
+    assert substitution_answers.said(unknown) == "2.000 (- .. -)"
     tenths = [{"low": at, "high": at + 1, "mean": {"keep": told(at, 0, 2)}} for at in (0.0, 1.0)]
     for within, words in ((up, "slot weighs little"), (down, "weighs much"), (open_, "does not tell")):
         of[3]["within"] = within

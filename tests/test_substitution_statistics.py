@@ -29,12 +29,16 @@ def test_means_medians_and_intervals_by_hand() -> None:
     mean = sample.mean(values)
     assert [mean[0], *mean[-2:]] == [4, 8, 2] and set(mean) == {2, 4, 8}
     half = 12.7062 * np.sqrt(10)
-    assert sample.figure(mean) == {"value": 4, "low": pytest.approx(4 - half), "high": pytest.approx(4 + half)}
-    assert sample.median(values, every) == {"value": 3, "low": 1, "high": 8}  # of these 1/4, 1/2, 1/4 of the draws
+    assert sample.figure(mean) == {
+        "value": 4, "low": pytest.approx(4 - half), "high": pytest.approx(4 + half),
+        "p": pytest.approx(1 - 2 / np.pi * np.arctan(4 / np.sqrt(10))),  # t with 1 degree of freedom is Cauchy's
+    }  # fmt: skip
+    median = sample.median(values, every)
+    assert median == {"value": 3, "low": 1, "high": 8, "p": None}  # of these 1/4, 1/2, 1/4 of the draws
     few = np.array([True, True, False])
     assert sample.mean(values, few)[0] == 2 and np.isnan(sample.mean(values, few)).any()
     for one_file in (sample.figure(sample.mean(values, few)), sample.median(values, ~few)):
-        assert one_file == {"value": one_file["value"], "low": None, "high": None}
+        assert one_file == {**UNKNOWN, "value": one_file["value"]} != UNKNOWN
     nobody = np.zeros(3, bool)
     assert sample.figure(sample.mean(values, nobody)) == sample.median(values, nobody) == UNKNOWN
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from runtime.closed_loop.clusters import LEVEL, holm
 from runtime.closed_loop.one_at_a_time import WAYS
 from runtime.closed_loop.substitution_figures import FORMULA
 
@@ -40,11 +42,10 @@ def span(low: float, high: float) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
 
 
-def above(found: Figure) -> int:
-    """1: the interval lies above 0, -1: below it, 0: it holds 0 or is not known."""
-    if found["low"] is None:
-        return 0
-    return int(found["low"] > 0) - int(found["high"] < 0)
+def signs(family: Sequence[Figure]) -> list[int]:
+    """Of each figure of a family 1: above 0, -1: below it, 0: not decided, at 5 % for all of them (Holm)."""
+    adjusted = holm([1.0 if found["p"] is None else found["p"] for found in family])
+    return [0 if p >= 1 - LEVEL else 1 if found["value"] > 0 else -1 for p, found in zip(adjusted, family, strict=True)]
 
 
 def findings(result: dict[str, Any]) -> list[str]:
@@ -65,24 +66,26 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 
 def _co_activation(pairs: list[dict[str, Any]]) -> str:
-    parts = []
-    for name, words in (("rho_cosine", "points the same way (mean cosine)"), ("rho_error", "errs least (mean error)")):
-        signs = [above(row[name]) for row in pairs]
+    parts, n = [], len(pairs)
+    kinds = {"rho_cosine": "points the same way (mean cosine)", "rho_error": "errs least (mean error)"}
+    found = signs([row[name] for name in kinds for row in pairs])
+    for (name, words), of in zip(kinds.items(), (found[:n], found[n:]), strict=True):
         known = [row[name]["value"] for row in pairs if row[name]["value"] is not None]
         between = f"; rank correlation {min(known):+.2f} .. {max(known):+.2f}" if known else ""
         parts.append(
-            f"who {words}: yes in {signs.count(1)} of {len(pairs)} layers, the other way round in "
-            f"{signs.count(-1)}, not decided in {signs.count(0)}{between}"
+            f"who {words}: yes in {of.count(1)} of {n} layers, the other way round in {of.count(-1)}, not decided in "
+            f"{of.count(0)}{between}"
         )
     return f"**Does co-activation, q(j|i), tell which experts are alike?** It tells {'. It tells '.join(parts)}"
 
 
 def _likeness(correlations: list[dict[str, Any]]) -> str:
     of = {row["predictor"]: row for row in correlations}
-    answers = {-1: "yes", 0: "no", 1: "the other way round"}
+    answers = {-1: "yes", 0: "no sign of it", 1: "the other way round"}
+    found = [of[name]["given_weight"] for name in LIKENESS]
     parts = [
-        f"{words}: {answers[above(of[name]['given_weight'])]}, {said(of[name]['given_weight'], signed=True)}"
-        for name, words in LIKENESS.items()
+        f"{words}: {answers[sign]}, {said(each, signed=True)}"
+        for words, sign, each in zip(LIKENESS.values(), signs(found), found, strict=True)
     ]
     return (
         "**Does likeness tell what a substitution costs?** Rank correlation with the damage, within layers, at equal "
@@ -126,8 +129,9 @@ def _tokens(bins: list[dict[str, Any]], correlations: list[dict[str, Any]]) -> s
             for words, entry in (("lowest", bins[0]), ("highest", bins[-1]))]  # fmt: skip
     parts = [f"{words} {said(of[name]['within'], signed=True)}, {said(of[name]['given_weight'], signed=True)}"
              for name, words in BESIDE.items()]  # fmt: skip
+    where = FOR_THOSE[signs([of["weight"]["within"]])[0]]
     return (
-        f"**For which tokens is a substitution cheap?** {FOR_THOSE[above(of['weight']['within'])]}: mean damage of "
+        f"**For which tokens is a substitution cheap?** {where}: mean damage of "
         f"keep by router weight, nats, {', '.join(ends)}. What else tells: rank correlation with the damage within "
         f"layers, and what is left of it at equal weight: {'; '.join(parts)}"
     )
@@ -135,13 +139,14 @@ def _tokens(bins: list[dict[str, Any]], correlations: list[dict[str, Any]]) -> s
 
 def _ways(result: dict[str, Any]) -> str:
     verbs = {-1: "costs less than", 0: "is not told apart from", 1: "costs more than"}
-    parts = []
-    for name in DIFFERENCES:
-        (one, other), less = name.split(" - "), result["less"][name]
-        signs = [above(cell["less"][name]) for cell in result["grid"]]
+    parts, n = [], len(result["grid"])
+    overall = signs([result["less"][name] for name in DIFFERENCES])
+    cells = signs([cell["less"][name] for name in DIFFERENCES for cell in result["grid"]])
+    for place, name in enumerate(DIFFERENCES):
+        (one, other), less, here = name.split(" - "), result["less"][name], cells[place * n : (place + 1) * n]
         parts.append(
-            f"{one} {verbs[above(less)]} {other}, {said(less, 4, True)} nats (of {len(signs)} cells of weight and gap "
-            f"less in {signs.count(-1)}, more in {signs.count(1)})"
+            f"{one} {verbs[overall[place]]} {other}, {said(less, 4, True)} nats (of {n} cells of weight and gap less "
+            f"in {here.count(-1)}, more in {here.count(1)})"
         )
     means = "; ".join(f"{way} {said(result['ways'][way]['mean'], 4)}" for way in WAYS)
     return (

@@ -32,7 +32,7 @@ FOOT = (
     "state, mean cosine of the pair over the text. moved: w_i |f_j - f_i| over the length of the residual stream.",
     f"In brackets: {INTERVAL}. One set of {DRAWS:,} draws serves all; `-` where all is of one file. Rank correlations "
     "are of the ranks in the whole sample. Fits are least squares on log damage, each file's rows foretold from all "
-    "other files.",
+    "other files. Yes, less, the other way round: at 5 % for all that a sentence, or its cells, count (Holm).",
     "Text is that on which policies are fitted; nothing of the judged files is in this page.",
 )
 

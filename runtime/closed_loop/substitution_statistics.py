@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 
 from runtime.closed_loop.clusters import DRAWS, Estimate, Files, Float
 
-Figure = dict[str, float | None]  # value, low, high
-UNKNOWN: Figure = {"value": None, "low": None, "high": None}
+Figure = dict[str, float | None]  # value, low, high, p of its being 0
+UNKNOWN: Figure = dict.fromkeys(("value", "low", "high", "p"))
 LEAST = 1e-12  # nats: below it a damage is the arithmetic's, and no logarithm is taken of it
 
 
@@ -29,9 +29,9 @@ def figure(found: Estimate, median: bool = False) -> Figure:
     if not math.isfinite(found.value):
         return dict(UNKNOWN)
     if not math.isfinite(found.error):
-        return {"value": found.value, "low": None, "high": None}
+        return {**UNKNOWN, "value": found.value}
     low, high = found.percentile() if median else found.wider()
-    return {"value": found.value, "low": low, "high": high}
+    return {"value": found.value, "low": low, "high": high, "p": None if median else found.p()}
 
 
 @dataclass(frozen=True, eq=False)
