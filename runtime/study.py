@@ -28,7 +28,7 @@ from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded
 from runtime.closed_loop.evaluation import captured, shares
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure
-from runtime.closed_loop.judged_model import Own, judged_model
+from runtime.closed_loop.judged_model import Own, own_model
 from runtime.closed_loop.mean_outputs import MeanOutputs, measured
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
@@ -177,9 +177,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All arms; the result as closed_loop_MODEL.json has it. Raises UserError, one line, for bad input."""
-    model = judged_model(args.judged_model)
-    if not isinstance(model, Own):
-        raise UserError(f"--model {args.judged_model}: must be a model of runtime.train, which is run layer by layer")
+    model = own_model(args.judged_model)
     sequences, length = (4, 64) if args.quick else (args.sequences, args.length)
     if (sequences is not None and sequences < 2) or not 16 <= length <= model.context:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 16 .. {model.context} are required")
