@@ -79,6 +79,11 @@ published: $(VENV)/.ready  # analysis/results/published.*, constants and interva
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m sim.experiments published --out analysis/results --catalog sim/catalog > /dev/null
 	$(BIN)/python -m analysis.published analysis/results/published.csv --out analysis/results/published.svg
 
+MODEL ?= tiny-moe
+study: $(VENV)/.ready  # of one small model all that analysis/results says of it: about an hour of CPU time; goes on where it was
+	$(BIN)/python -m runtime.study --model $(MODEL) --workers 2 --out analysis/results > /dev/null
+	$(BIN)/python -m runtime.substitutions --model $(MODEL) --out analysis/results > /dev/null
+
 DEVICE ?= cuda
 gpu:  # nothing is installed: a rented machine may have no registry (WHEELS=FOLDER brings packages); DEVICE=cpu: a dry run
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m runtime.gpu --device $(DEVICE)

@@ -26,10 +26,10 @@ import torch
 from runtime.closed_loop import open_loop, study_report
 from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded
-from runtime.closed_loop.evaluation import captured, shares
+from runtime.closed_loop.evaluation import captured, means_on, shares
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure
-from runtime.closed_loop.judged_model import Own, judged_model
-from runtime.closed_loop.mean_outputs import MeanOutputs, measured
+from runtime.closed_loop.judged_model import Own, own_model
+from runtime.closed_loop.mean_outputs import MeanOutputs
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
 from runtime.closed_loop.study_result import keep
@@ -177,9 +177,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All arms; the result as closed_loop_MODEL.json has it. Raises UserError, one line, for bad input."""
-    model = judged_model(args.judged_model)
-    if not isinstance(model, Own):
-        raise UserError(f"--model {args.judged_model}: must be a model of runtime.train, which is run layer by layer")
+    model = own_model(args.judged_model)
     sequences, length = (4, 64) if args.quick else (args.sequences, args.length)
     if (sequences is not None and sequences < 2) or not 16 <= length <= model.context:
         raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 16 .. {model.context} are required")
@@ -222,7 +220,7 @@ def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: 
     other = text_windows(model.tokens, 4 if few else 96, length, args.seed, judged=False, lead=model.lead)
     doing("comparing the experts with each other")
     files = _files(model, args.judged_model, other, folder)
-    means = measured(model, other)
+    means = means_on(model, other)
     doing("the unmodified model's guesses")
     words = [_words(model, text, common) for text in (judged, other)]
     twice, task = _copies(model, judged, 4 if few else COPIES)

@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra: runt
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: train)")
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
-from runtime.closed_loop.evaluation import means_of  # noqa: E402
+from runtime.closed_loop.evaluation import means_of, means_on  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, Own, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
-from runtime.closed_loop.mean_outputs import MeanOutputs, measured  # noqa: E402
+from runtime.closed_loop.mean_outputs import MeanOutputs  # noqa: E402
 from runtime.closed_loop.text_windows import TextWindows, text_windows  # noqa: E402
 from runtime.closed_loop.visit_by_visit import DROP, FETCH, HIT  # noqa: E402
 from sim.errors import SpecError  # noqa: E402
@@ -34,7 +34,7 @@ def text(tiny: Own) -> TextWindows:
 
 def test_it_is_the_mean_of_what_an_expert_says_to_its_own_tokens(tiny: Own, text: TextWindows) -> None:
     """Of layer 0, one expert at a time, from the inputs that a hook on the router saw."""
-    found = measured(tiny, text).layers[0]
+    found = means_on(tiny, text).layers[0]
     block, seen = tiny.model.moe_blocks[0], []
     hook = block.gate.register_forward_hook(lambda _m, args, out: seen.append((args[0], out[2])))
     for tokens in map(torch.from_numpy, text.tokens):

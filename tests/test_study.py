@@ -1,7 +1,6 @@
 """The study and the harness's adapter: what they print follows from the runs."""
 
 import json
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: tr
 pytest.importorskip("safetensors", reason="safetensors is not installed (extra: runtime)")
 
 from runtime import lm_eval_adapter, study  # noqa: E402
+from runtime.closed_loop import arms  # noqa: E402
 from runtime.closed_loop.judged_model import TINY, JudgedModel, judged_model  # noqa: E402
 from runtime.closed_loop.loop import ClosedLoop  # noqa: E402
 from runtime.closed_loop.priced_as import priced_as  # noqa: E402
@@ -22,43 +22,68 @@ from traces.errors import UserError  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
-FEW = ("fetch", "buddy, reading B, rho 3", "similarity, gates of B", "next-ranked, no gate", "cache-prior 0.3")
+FEW = ("fetch", "buddy, reading B", "matched-mean, reading B", "similarity", "random, no gate", "cache-prior 0.3")
 
 
 def test_a_look_at_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "VARIANTS", [variant for variant in study.VARIANTS if variant.name in FEW])
-    assert study.main(["--quick", "--sequences", "9", "--calibration-tokens", "512", "--out", str(tmp_path)]) == 0
+    """A run by two processes; one that goes on from half of its rows; both give the same files."""
+    few = [arm for arm in arms.arms(4, 32, 2) if arm.name in FEW]
+    monkeypatch.setattr(study, "arms", lambda *_: few)
+    first, again = tmp_path / "first", tmp_path / "again"
+    flags = ["--quick", "--calibration-tokens", "512", "--seeds", "2", "--workers", "2", "--parts", str(tmp_path / "p")]
+    assert study.main([*flags, "--out", str(first)]) == 0
     printed = capsys.readouterr().out
-    assert printed == (tmp_path / "closed_loop.md").read_text()
-    lines = printed.splitlines()
-    assert lines[2] == f"    python -m runtime.study --quick --sequences 9 --calibration-tokens 512 --out {tmp_path}"
-    assert "claim of a negligible loss" in lines[4]
-    result = json.loads((tmp_path / "closed_loop.json").read_text())
-    rows = {row["arm"]: row for row in result["rows"]}
-    assert set(rows) == set(FEW) and result["text"]["sequences"] == 2
-    fetch, ranked = rows["fetch"], rows["next-ranked, no gate"]
-    assert fetch["quality"]["kl_nats"]["value"] == 0
-    assert fetch["open_loop"]["h2d_bytes"] == fetch["speed"]["h2d_bytes"] > 0
-    assert fetch["open_loop"]["time_ns_per_token"] == fetch["speed"]["time_ns_per_token"]
-    assert ranked["speed"]["h2d_bytes"] == 0 and ranked["quality"]["kl_nats"]["value"] > 0.01
-    assert rows["cache-prior 0.3"]["shares"]["reranked_slots"] > 0
-    assert rows["similarity, gates of B"]["params"]["matrix"] == "of the model"
-    table = (tmp_path / "closed_loop.csv").read_text().splitlines()
-    assert table[0].startswith("# python -m runtime.study") and len(table) == 2 + len(FEW)
-    picture = ET.parse(tmp_path / "closed_loop.svg").getroot()
-    space = "{http://www.w3.org/2000/svg}"
-    told = [title.text for title in picture.iter(f"{space}title")]
-    assert len(told) == len(FEW) and any(text.startswith("fetch: +0.00 %") for text in told if text)
+    assert (
+        printed == (first / "closed_loop.md").read_text() and "Does the paper's claim hold" in printed.splitlines()[4]
+    )
+    for part in sorted((tmp_path / "p").iterdir())[::2]:
+        part.unlink()
+    assert study.main([*flags, "--out", str(again)]) == 0
+    result, other = (json.loads((out / "closed_loop_tiny-moe.json").read_text()) for out in (first, again))
+    for each in (result, other):
+        assert each.pop("seconds") > 0 and each.pop("command").startswith("python -m runtime.study --quick")
+        assert all(row.pop("seconds") > 0 for row in each["rows"])
+    assert result == other
+    rows = {(row["arm"], row["seed"]): row for row in result["rows"]}
+    assert {arm for arm, _ in rows} == set(FEW) and len(rows) == len(FEW) + 1 and result["text"]["windows"] == 4
+    fetch, mean, drawn = rows["fetch", None], rows["matched-mean, reading B", None], rows["random, no gate", 1]
+    assert sum(fetch["sums"]["kl"]) == 0 and fetch["sums"]["nats"] == fetch["sums"]["base_nats"]
+    assert fetch["open_loop"] == {**fetch["speed"], "counts": fetch["counts"]} and fetch["elsewhere"]
+    assert mean["shares"]["dropped_slots"] > 0 == mean["shares"]["substituted_slots"]
+    assert sum(mean["sums"]["nats"]) < sum(rows["buddy, reading B", None]["sums"]["nats"])
+    assert drawn["speed"]["h2d_bytes_per_token"] == 0 and sum(drawn["sums"]["kl"]) > 1 and "elsewhere" not in drawn
+    assert drawn["sums"] != rows["random, no gate", 0]["sums"]
+    assert rows["cache-prior 0.3", None]["shares"]["reranked_slots"] > 0
+    assert rows["similarity", None]["params"]["matrix"] == "of the model"
+    assert set(fetch["tasks"]) == {"closing bracket", "indentation", "repeated identifier", "copying"}
+    assert fetch["tasks"]["copying"]["right"] == fetch["tasks"]["copying"]["base_right"]
+
+
+def test_every_arm_can_be_asked_for() -> None:
+    """Names are unique at a capacity but for seeds, controls have their arm, and the core takes every setting."""
+    for shape in ((4, 32), (2, 8)):
+        every = arms.arms(*shape)
+        assert len({(arm.name, arm.seed) for arm in every}) == len(every) and every[0].name == "fetch"
+        names = {arm.name for arm in every}
+        controls = [arm for arm in every if arm.of is not None]
+        assert {arm.of for arm in controls} <= names and len(controls) == 4 * (3 + arms.SEEDS)
+        files = {arms.MATRIX: "m.npz", arms.LISTS: "l.npz"}
+        specs = {json.dumps(arm.spec(files, trace="x").saved(()), sort_keys=True) for arm in every}
+        assert len(specs) == len(every), "two arms ask for the same"
 
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for arguments, message in (
-        (["--sequences", "1"], "at least 2 of 3 .. 256 are required"),
+        (["--sequences", "1"], "at least 2 of 16 .. 256 are required"),
+        (["--length", "300"], "at least 2 of 16 .. 256 are required"),
+        (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        (["--workers", "-1"], "--workers is -1; it must be at least 1"),
         (["--out", str(tmp_path / "file")], "is a file; must be a folder"),
         (["--charge", "nobody", "--quick"], "not in the catalog"),
+        (["--model", str(tmp_path)], "must be tiny-moe, tiny-moe-8 or a folder that runtime.train wrote"),
     ):
         assert study.main(arguments) == 2
         err = capsys.readouterr().err

@@ -97,7 +97,14 @@ def captured(model: JudgedModel, tokens: int, seed: int, text: str | None) -> Ro
 
 def means_of(model: JudgedModel, spec: RunSpec, tokens: int, text: str | None) -> MeanOutputs | None:
     """The mean outputs of the model's experts on that text, None where the miss policy has no use for them."""
-    return measured(model, _other_text(model, tokens, spec.seed, text)) if find("miss", spec.miss).mean else None
+    if not find("miss", spec.miss).mean:
+        return None
+    return means_on(model, _other_text(model, tokens, spec.seed, text))
+
+
+def means_on(model: JudgedModel, text: TextWindows) -> MeanOutputs:
+    """The mean outputs of the model's experts on windows of text."""
+    return measured(model.model, lambda tokens: model.forward(tokens, model.fresh()), text.tokens)
 
 
 def _other_text(model: JudgedModel, tokens: int, seed: int, text: str | None) -> TextWindows:

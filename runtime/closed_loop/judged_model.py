@@ -100,6 +100,15 @@ class HuggingFace:
         return slotted(self.model, loop, self.device)
 
 
+def own_model(name: str) -> Own:
+    """A decoder of ours, by name or from a folder of runtime.train. Raises UserError, one line, for anything else."""
+    if not (FOLDERS.get(name, Path(name)) / "record.json").is_file():
+        raise UserError(f"--model {name}: must be {', '.join(FOLDERS)} or a folder that runtime.train wrote")
+    model = judged_model(name)
+    assert isinstance(model, Own)
+    return model
+
+
 def judged_model(name: str, device: str | None = None) -> JudgedModel:
     """`tiny-moe`, `tiny-moe-8`, a folder that runtime.train wrote, or a Hugging Face model's path; on a device (None:
     the CPU).

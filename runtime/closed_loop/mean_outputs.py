@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from runtime.closed_loop.visit_by_visit import DROP
 from traces.capturing.routers import MoeLayer, find_moe_layers
 
-if TYPE_CHECKING:  # it has a closed loop, which has mean outputs
-    from runtime.closed_loop.judged_model import JudgedModel
-    from runtime.closed_loop.text_windows import TextWindows
+Run = Callable[[Tensor], object]  # a forward pass of the unmodified model over a window's ids int64 [M]
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class MeanOutputs:
         return torch.einsum("nk,nkh->nh", weights, means[ids.clamp_min(0).long()])
 
 
-def measured(model: JudgedModel, text: TextWindows) -> MeanOutputs:
-    """Of the unmodified model over windows of text, one forward pass each."""
-    layers = find_moe_layers(model.model)
+def measured(model: nn.Module, run: Run, windows: npt.NDArray[np.int64]) -> MeanOutputs:
+    """Of a model that is `run` over windows int64 [N, M], one after another."""
+    layers = find_moe_layers(model)
     sums = [_Sums() for _ in layers]
     with ExitStack() as hooks:
         for layer, total in zip(layers, sums, strict=True):
             hooks.callback(layer.experts.register_forward_pre_hook(_adding(layer, total), with_kwargs=True).remove)
-        for tokens in map(torch.from_numpy, text.tokens):
-            model.forward(tokens, model.fresh())
+        for tokens in map(torch.from_numpy, windows):
+            run(tokens)
     return MeanOutputs([total.mean for total in sums])
 
 

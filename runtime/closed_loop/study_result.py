@@ -44,6 +44,7 @@ def keep(folder: Path, result: Mapping[str, Any]) -> Path:
     for row in result["rows"]:
         rise = study.rises[float(row["cache"]), row["arm"]]
         rows.append({**row, "quality": {RISE: [rise.value, *rise.wider()]}})
+    folder.mkdir(parents=True, exist_ok=True)
     about = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
     lines = ",\n  ".join(map(json.dumps, rows))  # a line each: they are long
     write_bytes(path, f'{about[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'.encode())
