@@ -19,7 +19,7 @@ import torch
 from runtime.closed_loop import substitution_report
 from runtime.closed_loop.clusters import effective_number
 from runtime.closed_loop.expert_similarity import DecoderRuns, Similarity, measure
-from runtime.closed_loop.judged_model import TINY, Own, judged_model
+from runtime.closed_loop.judged_model import TINY, Own, own_model
 from runtime.closed_loop.one_at_a_time import experiment
 from runtime.closed_loop.substitution_figures import all_figures, pairs, pooled
 from runtime.closed_loop.substitution_report import INTERVAL
@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decoder(name: str) -> Own:
     """A decoder of ours that has experts to stand in."""
-    model = judged_model(name)
-    if not isinstance(model, Own):
-        raise UserError(f"--model {name}: {TINY} or a folder that runtime.train wrote is required")
+    model = own_model(name)
     if model.shape.n_experts == model.shape.top_k:
         raise UserError(f"--model {name}: a token has all {model.shape.top_k} experts; one must be left to stand in")
     return model
