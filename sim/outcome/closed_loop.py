@@ -1,0 +1,95 @@
+"""How far the closed loop, in which the model goes on with what it was answered, lies from an open-loop replay.
+
+A replay keeps the trace's routing, so its bytes, time and misses are off once experts are left out or replaced: by
+nothing where none is, by more the more there are. Of small models both loops are known (`runtime.study`), and
+closed_loop.toml has how far apart they are, in percent of the replay's misses, as [low, high]:
+
+    ANSWERS     of what stood in for a missing expert, or nobody: times share ** POWER, share: of all slots
+    RERANKING   of policies that re-rank: as it is; how many slots they changed a replay does not count
+
+Bytes move with misses, and the more of these are answered without a transfer the further, in percent of the few that
+are left; time moves with bytes as far as it is the link's (`scales`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sim.catalog.files import read_toml
+
+FIGURES = {"bytes": "H2D bytes", "time": "time", "hits": "hits"}
+OF = {"bytes": "bytes", "time": "bytes", "hits": "hits"}  # whose factors a figure goes by
+ANSWERS, RERANKING = "answers", "reranking"
+POWER = 0.5
+OTHERWISE = ("substituted", "dropped", "low", "deferred")  # counts of slots that were answered otherwise
+FILE = Path(__file__).parent / "closed_loop.toml"
+Percents = dict[str, int]  # low, high
+Factors = Mapping[str, Mapping[str, Sequence[float]]]  # by ANSWERS or RERANKING, then misses or bytes: [low, high]
+
+
+def otherwise(out: Mapping[str, Any]) -> int:
+    """Slots of a summary that were answered otherwise; a low-precision copy, or an answer that comes late, is one."""
+    return sum(int(out.get(name) or 0) for name in OTHERWISE)
+
+
+def share_of(out: Mapping[str, Any]) -> float:
+    """The same, of all slots."""
+    return otherwise(out) / max(1, int(out["slots_wanted"]))
+
+
+def scales(out: Mapping[str, Any]) -> dict[str, float]:
+    """Percent of each figure by which a percent of the misses moves it; out: the replay's summary."""
+    landed = sum(out["transfers"].get(cause) or 0 for cause in out["h2d_bytes"])
+    bytes_ = (landed + otherwise(out)) / landed if landed else 0.0  # what moves nothing moves nothing there either
+    time = bytes_ * out["link_busy_ns"] / max(1, out["time_ns"])
+    return {"bytes": bytes_, "time": time, "hits": out["misses"] / out["hits"] if out["hits"] else 0.0}
+
+
+def bracket(out: Mapping[str, Any], reranks: bool, factors: Factors) -> dict[str, Percents]:
+    """Of each figure low and high in whole percent of the replay's, rounded outward, not below -100. Time is given a
+    percent at least: what is executed changes, too, by less than that in every arm."""
+    times = {ANSWERS: share_of(out) ** POWER, RERANKING: float(reranks)}
+    found = {}
+    for name, scale in scales(out).items():
+        low, high = (scale * sum(times[kind] * factors[kind][OF[name]][end] for kind in times) for end in (0, 1))
+        least = int(name == "time" and any(times.values()))
+        found[name] = {"low": max(-100, min(-least, math.floor(low))), "high": max(least, math.ceil(high))}
+    return found
+
+
+def told(out: Mapping[str, Any], reranks: bool) -> dict[str, Any]:
+    """What a lossy run's summary says of the closed loop; out: the rest of it."""
+    ranges = bracket(out, reranks, kept())
+    named = {f"{name}_percent": ranges[name] for name in FIGURES}
+    return {"share": share_of(out), **named, "fitted_on": ", ".join(kept()["fitted_on"])}
+
+
+def words(told: Mapping[str, Any], reranks: bool) -> str:
+    """The same in a line."""
+    share = told["share"]
+    if not share and not reranks:
+        return "CLOSED LOOP: the same figures, for nothing was answered otherwise"
+    because = [f"{100 * share:.1f} % of the slots answered otherwise"] if share else []
+    because += ["re-ranked"] if reranks else []
+    far = ", more than was measured" if share > kept()["measured_to"] else ""
+    return (
+        f"CLOSED LOOP: {ranges(told)} of these ({' and '.join(because)}{far}; fitted at batch 1 on {told['fitted_on']})"
+    )
+
+
+def ranges(told: Mapping[str, Any]) -> str:
+    """`H2D bytes -9 .. +4 %, time -3 .. +1 %, hits 0 %`."""
+    return ", ".join(f"{said} {between(**told[f'{name}_percent'])}" for name, said in FIGURES.items())
+
+
+def between(low: int, high: int) -> str:
+    """`-9 .. +4 %`."""
+    return f"{low:+d} .. {high:+d} %" if low or high else "0 %"
+
+
+@cache
+def kept() -> Any:
+    """closed_loop.toml."""
+    return read_toml(FILE)
