@@ -81,7 +81,8 @@ def words(told: Mapping[str, Any], reranks: bool) -> str:
 
 def ranges(told: Mapping[str, Any]) -> str:
     """`H2D bytes -9 .. +4 %, time -3 .. +1 %, hits 0 %`."""
-    return ", ".join(f"{said} {between(**told[f'{name}_percent'])}" for name, said in FIGURES.items())
+    ends = {said: told[f"{name}_percent"] for name, said in FIGURES.items()}
+    return ", ".join(f"{said} {between(pair['low'], pair['high'])}" for said, pair in ends.items())
 
 
 def between(low: int, high: int) -> str:

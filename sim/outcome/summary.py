@@ -277,10 +277,10 @@ class _Trace(_Part):
 
 
 class _Percents(_Part):
-    """Whole percents, low <= 0 <= high."""
+    """Whole percents of a figure."""
 
-    low: int
-    high: int
+    low: Annotated[int, Field(ge=-100, le=0)]
+    high: Count
 
 
 class _ClosedLoop(_Part):
