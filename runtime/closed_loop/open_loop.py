@@ -20,9 +20,9 @@ from sim.outcome.closed_loop import (
     ANSWERS,
     FIGURES,
     OF,
-    POWER,
     RERANKING,
     Factors,
+    amounts,
     bracket,
     scales,
     share_of,
@@ -32,7 +32,7 @@ from sim.spec import CHANGES
 COMMAND = "python -m runtime.study --out analysis/results --bracket sim/outcome"
 COVER = 0.95  # share of the arms that each end of a bracket leaves inside, where it is fitted
 MARGIN = 0.25  # of the width by which each end lies further out, for models and text that nobody has measured
-DIGITS = 2  # of the factors
+DIGITS = 3  # of the factors
 HELD = "Open loop: of how many arms the closed loop lies in the bracket that their replay prints (judged text)"
 HELD_COLUMNS = (
     Column("model", "model"), Column("fitted", "bracket of the models"), Column("arms", "arms"),
@@ -138,7 +138,8 @@ def fit(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
 
 def _factor(each: Off, name: str) -> float:
     """What would put the end of the bracket where the arm is."""
-    scale = scales(each.replay)[name] * (1.0 if each.reranks else share_of(each.replay) ** POWER)
+    kind = RERANKING if each.reranks else ANSWERS
+    scale = scales(each.replay)[name] * amounts(each.replay, each.reranks)[kind]
     return each.percent[name] / scale if scale else 0.0
 
 

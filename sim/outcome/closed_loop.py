@@ -2,13 +2,14 @@
 
 A replay keeps the trace's routing, so its bytes, time and misses are off once experts are left out or replaced: by
 nothing where none is, by more the more there are. Of small models both loops are known (`runtime.study`), and
-closed_loop.toml has how far apart they are, in percent of the replay's misses, as [low, high]:
+closed_loop.toml has how far apart they are, [low, high] in bytes or hits:
 
-    ANSWERS     of what stood in for a missing expert, or nobody: times share ** POWER, share: of all slots
-    RERANKING   of policies that re-rank: as it is; how many slots they changed a replay does not count
+    ANSWERS     of what stood in for a missing expert, or nobody: percent of the misses, times the share of all slots
+    RERANKING   of policies that re-rank, added to it: percent of the experts wanted; how many slots such a policy
+                changed a replay does not count
 
-Bytes move with misses, and the more of these are answered without a transfer the further, in percent of the few that
-are left; time moves with bytes as far as it is the link's (`scales`).
+Where most misses are answered without a transfer, a percent of them is many percent of the few bytes that are left;
+time moves with bytes as far as it is the link's (`scales`).
 """
 
 import math
@@ -22,11 +23,10 @@ from sim.catalog.files import read_toml
 FIGURES = {"bytes": "H2D bytes", "time": "time", "hits": "hits"}
 OF = {"bytes": "bytes", "time": "bytes", "hits": "hits"}  # whose factors a figure goes by
 ANSWERS, RERANKING = "answers", "reranking"
-POWER = 0.5
 OTHERWISE = ("substituted", "dropped", "low", "deferred")  # counts of slots that were answered otherwise
 FILE = Path(__file__).parent / "closed_loop.toml"
 Percents = dict[str, int]  # low, high
-Factors = Mapping[str, Mapping[str, Sequence[float]]]  # by ANSWERS or RERANKING, then misses or bytes: [low, high]
+Factors = Mapping[str, Mapping[str, Sequence[float]]]  # by ANSWERS or RERANKING, then bytes or hits: [low, high]
 
 
 def otherwise(out: Mapping[str, Any]) -> int:
@@ -47,10 +47,15 @@ def scales(out: Mapping[str, Any]) -> dict[str, float]:
     return {"bytes": bytes_, "time": time, "hits": out["misses"] / out["hits"] if out["hits"] else 0.0}
 
 
+def amounts(out: Mapping[str, Any], reranks: bool) -> dict[str, float]:
+    """How many times its factors each kind moves the misses, in percent of them."""
+    return {ANSWERS: share_of(out), RERANKING: reranks * out["wanted"] / max(1, out["misses"])}
+
+
 def bracket(out: Mapping[str, Any], reranks: bool, factors: Factors) -> dict[str, Percents]:
     """Of each figure low and high in whole percent of the replay's, rounded outward, not below -100. Time is given a
     percent at least: what is executed changes, too, by less than that in every arm."""
-    times = {ANSWERS: share_of(out) ** POWER, RERANKING: float(reranks)}
+    times = amounts(out, reranks)
     found = {}
     for name, scale in scales(out).items():
         low, high = (scale * sum(times[kind] * factors[kind][OF[name]][end] for kind in times) for end in (0, 1))
@@ -61,9 +66,8 @@ def bracket(out: Mapping[str, Any], reranks: bool, factors: Factors) -> dict[str
 
 def told(out: Mapping[str, Any], reranks: bool) -> dict[str, Any]:
     """What a lossy run's summary says of the closed loop; out: the rest of it."""
-    ranges = bracket(out, reranks, kept())
-    named = {f"{name}_percent": ranges[name] for name in FIGURES}
-    return {"share": share_of(out), **named, "fitted_on": ", ".join(kept()["fitted_on"])}
+    found = {f"{name}_percent": pair for name, pair in bracket(out, reranks, kept()).items()}
+    return {"share": share_of(out), **found, "fitted_on": ", ".join(kept()["fitted_on"])}
 
 
 def words(told: Mapping[str, Any], reranks: bool) -> str:
