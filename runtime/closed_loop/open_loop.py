@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim import catalog
-from sim.costs.roofline import transfer_ns
+from sim.costs.roofline import expert_ns, transfer_ns
 from sim.experiments.tables import Column, More
 from sim.experiments.tables import Row as CellRow
 from sim.outcome.closed_loop import (
     ANSWERS,
+    FACTORS,
     FIGURES,
-    OF,
     RERANKING,
     Factors,
     amounts,
@@ -84,45 +84,52 @@ def offs(results: Sequence[Result], judged: bool) -> list[Off]:
     """All lossy arms on the judged text, or on the other."""
     out = []
     for result in results:
-        one = _expert(result)
+        charged = _charged(result)
         lossy = [row for row in result["rows"] if row["group"] != "fetch"]
         texts = [(row, row if judged else row["elsewhere"]) for row in lossy if judged or "elsewhere" in row]
-        out += [_off(result["model"], row, text, one) for row, text in texts]
+        out += [_off(result["model"], row, text, charged) for row, text in texts]
     return out
 
 
-class Expert(NamedTuple):
-    """bytes: of an expert; ns: on the link, with nothing before it."""
+class Charged(NamedTuple):
+    """By what a study goes: the ns that an expert is on the idle link, and that it runs; experts that a token wants."""
 
-    bytes: float
-    ns: float
+    link_ns: float
+    run_ns: float
+    wanted: float
 
 
-def _expert(result: Result) -> Expert:
-    """Of what the study charged: the bytes as `fetch` moved them."""
+def _charged(result: Result) -> Charged:
     settings, fetch = result["settings"], next(row for row in result["rows"] if row["group"] == "fetch")
-    moved = fetch["speed"]["h2d_bytes_per_token"] * sum(fetch["sums"]["tokens"])
-    size = moved / fetch["counts"]["misses"]
+    model, precision = catalog.model(settings["charge"]), settings["precision"]
     machine = catalog.hardware(settings["hardware"], **{name: settings.get(name) for name in CHANGES})
-    return Expert(size, float(transfer_ns(machine, catalog.engine(settings["engine"]), round(size))[0]))
+    engine = catalog.engine(settings["engine"])
+    return Charged(
+        float(transfer_ns(machine, engine, model.expert_bytes(precision))[0]),
+        float(expert_ns(model, machine, engine, precision, 1)[1]),
+        fetch["counts"]["wanted"] / sum(fetch["sums"]["tokens"]),
+    )
 
 
-def _off(model: str, row: Row, text: Row, one: Expert) -> Off:
+def _off(model: str, row: Row, text: Row, charged: Charged) -> Off:
     """text: the part of the row that is of it."""
     pairs = {"hits": [each["counts"]["hits"] for each in (text, text["open_loop"])]}
     for name, key in (("bytes", "h2d_bytes_per_token"), ("time", "time_ns_per_token")):
         pairs[name] = [text["speed"][key], text["open_loop"][key]]
     percent = {name: 100 * (closed / replayed - 1) if replayed else math.inf if closed else 0.0
                for name, (closed, replayed) in pairs.items()}  # fmt: skip
-    return Off(model, row, _replay(text["open_loop"], one), percent)
+    return Off(model, row, _replay(text["open_loop"], charged), percent)
 
 
-def _replay(opened: Row, one: Expert) -> dict[str, Any]:
+def _replay(opened: Row, charged: Charged) -> dict[str, Any]:
     """What a bracket is made of, as a summary has it; times are per token."""
-    counts, moved = opened["counts"], opened["h2d_bytes_per_token"]
-    landed = counts["misses"] - counts["substituted"] - counts["dropped"]
-    return {**counts, "slots_wanted": counts["wanted"], "transfers": {"demand": landed}, "h2d_bytes": {"demand": moved},
-            "link_busy_ns": moved / one.bytes * one.ns, "time_ns": opened["time_ns_per_token"]}  # fmt: skip
+    counts = opened["counts"]
+    landed, tokens = counts["misses"] - counts["substituted"] - counts["dropped"], counts["wanted"] / charged.wanted
+    return {
+        **counts, "slots_wanted": counts["wanted"], "transfers": {"demand": landed}, "h2d_bytes": {"demand": None},
+        "link_busy_ns": landed * charged.link_ns / tokens, "time_ns": opened["time_ns_per_token"],
+        "breakdown_ns": {"experts": (counts["wanted"] - counts["dropped"]) * charged.run_ns / tokens},
+    }  # fmt: skip
 
 
 # --- the bracket
@@ -132,14 +139,14 @@ def fit(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
     """The factors of `sim.outcome.closed_loop`, of the text that is not judged."""
     found = offs(results, judged=False)
     arms = {kind: [each for each in found if each.reranks == (kind == RERANKING)] for kind in (ANSWERS, RERANKING)}
-    return {kind: {name: _ends([_factor(each, name) for each in mine]) for name in sorted(set(OF.values()))}
+    return {kind: {name: _ends([_factor(each, name) for each in mine]) for name in FACTORS}
             for kind, mine in arms.items()}  # fmt: skip
 
 
 def _factor(each: Off, name: str) -> float:
     """What would put the end of the bracket where the arm is."""
     kind = RERANKING if each.reranks else ANSWERS
-    scale = scales(each.replay)[name] * amounts(each.replay, each.reranks)[kind]
+    scale = scales(each.replay)[name][name] * amounts(each.replay, each.reranks)[kind]
     return each.percent[name] / scale if scale else 0.0
 
 

@@ -9,7 +9,7 @@ closed_loop.toml has how far apart they are, [low, high] in bytes or hits:
                 changed a replay does not count
 
 Where most misses are answered without a transfer, a percent of them is many percent of the few bytes that are left;
-time moves with bytes as far as it is the link's (`scales`).
+time moves with bytes as far as it is the link's, and with hits as far as what misses is not executed (`scales`).
 """
 
 import math
@@ -21,7 +21,7 @@ from typing import Any
 from sim.catalog.files import read_toml
 
 FIGURES = {"bytes": "H2D bytes", "time": "time", "hits": "hits"}
-OF = {"bytes": "bytes", "time": "bytes", "hits": "hits"}  # whose factors a figure goes by
+FACTORS = ("bytes", "hits")  # have some of their own
 ANSWERS, RERANKING = "answers", "reranking"
 OTHERWISE = ("substituted", "dropped", "low", "deferred")  # counts of slots that were answered otherwise
 FILE = Path(__file__).parent / "closed_loop.toml"
@@ -39,12 +39,18 @@ def share_of(out: Mapping[str, Any]) -> float:
     return otherwise(out) / max(1, int(out["slots_wanted"]))
 
 
-def scales(out: Mapping[str, Any]) -> dict[str, float]:
-    """Percent of each figure by which a percent of the misses moves it; out: the replay's summary."""
+def scales(out: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By how many percent a figure moves where the bytes, or the hits, move by a percent of the misses; out: the
+    replay's summary."""
     landed = sum(out["transfers"].get(cause) or 0 for cause in out["h2d_bytes"])
-    bytes_ = (landed + otherwise(out)) / landed if landed else 0.0  # what moves nothing moves nothing there either
-    time = bytes_ * out["link_busy_ns"] / max(1, out["time_ns"])
-    return {"bytes": bytes_, "time": time, "hits": out["misses"] / out["hits"] if out["hits"] else 0.0}
+    of_bytes = (landed + otherwise(out)) / landed if landed else 0.0  # what moves nothing moves nothing there either
+    of_executed = out["dropped"] / max(1, out["slots_wanted"] - out["dropped"])
+    linked, executing = (ns / max(1, out["time_ns"]) for ns in (out["link_busy_ns"], out["breakdown_ns"]["experts"]))
+    return {
+        "bytes": {"bytes": of_bytes},
+        "time": {"bytes": of_bytes * linked, "hits": of_executed * executing},
+        "hits": {"hits": out["misses"] / out["hits"] if out["hits"] else 0.0},
+    }
 
 
 def amounts(out: Mapping[str, Any], reranks: bool) -> dict[str, float]:
@@ -53,14 +59,12 @@ def amounts(out: Mapping[str, Any], reranks: bool) -> dict[str, float]:
 
 
 def bracket(out: Mapping[str, Any], reranks: bool, factors: Factors) -> dict[str, Percents]:
-    """Of each figure low and high in whole percent of the replay's, rounded outward, not below -100. Time is given a
-    percent at least: what is executed changes, too, by less than that in every arm."""
-    times = amounts(out, reranks)
-    found = {}
-    for name, scale in scales(out).items():
-        low, high = (scale * sum(times[kind] * factors[kind][OF[name]][end] for kind in times) for end in (0, 1))
-        least = int(name == "time" and any(times.values()))
-        found[name] = {"low": max(-100, min(-least, math.floor(low))), "high": max(least, math.ceil(high))}
+    """Of each figure low and high in whole percent of the replay's, rounded outward, not below -100."""
+    times, found = amounts(out, reranks), {}
+    for name, moved in scales(out).items():
+        parts = [(scale * times[kind], factors[kind][by]) for by, scale in moved.items() for kind in times]
+        low, high = (sum(amount * ends[i] for amount, ends in parts) for i in (0, 1))
+        found[name] = {"low": max(-100, math.floor(low)), "high": math.ceil(high)}
     return found
 
 
@@ -91,7 +95,7 @@ def ranges(told: Mapping[str, Any]) -> str:
 
 def between(low: int, high: int) -> str:
     """`-9 .. +4 %`."""
-    return f"{low:+d} .. {high:+d} %" if low or high else "0 %"
+    return f"{low:+,d} .. {high:+,d} %" if low or high else "0 %"
 
 
 @cache
