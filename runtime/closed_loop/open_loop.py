@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim import catalog
-from sim.costs.roofline import expert_ns, transfer_ns
 from sim.experiments.tables import Column, More
 from sim.experiments.tables import Row as CellRow
 from sim.outcome.closed_loop import (
@@ -27,7 +25,6 @@ from sim.outcome.closed_loop import (
     scales,
     share_of,
 )
-from sim.spec import CHANGES
 
 COMMAND = "python -m runtime.study --out analysis/results --bracket sim/outcome"
 COVER = 0.95  # share of the arms that each end of a bracket leaves inside, where it is fitted
@@ -92,23 +89,27 @@ def offs(results: Sequence[Result], judged: bool) -> list[Off]:
 
 
 class Charged(NamedTuple):
-    """By what a study goes: the ns that an expert is on the idle link, and that it runs; experts that a token wants."""
+    """By what a study's time goes, ns: an expert that lands, one that is executed; wanted: experts of a token."""
 
-    link_ns: float
-    run_ns: float
+    landed_ns: float
+    executed_ns: float
     wanted: float
 
 
 def _charged(result: Result) -> Charged:
-    settings, fetch = result["settings"], next(row for row in result["rows"] if row["group"] == "fetch")
-    model, precision = catalog.model(settings["charge"]), settings["precision"]
-    machine = catalog.hardware(settings["hardware"], **{name: settings.get(name) for name in CHANGES})
-    engine = catalog.engine(settings["engine"])
-    return Charged(
-        float(transfer_ns(machine, engine, model.expert_bytes(precision))[0]),
-        float(expert_ns(model, machine, engine, precision, 1)[1]),
-        fetch["counts"]["wanted"] / sum(fetch["sums"]["tokens"]),
-    )
+    """By least squares of its replays: their time per token is linear in the experts that land and that are dropped."""
+    fetch = next(row for row in result["rows"] if row["group"] == "fetch")
+    wanted = fetch["counts"]["wanted"] / sum(fetch["sums"]["tokens"])
+    opened = [row["open_loop"] for row in result["rows"]]
+    per_token = [wanted / each["counts"]["wanted"] for each in opened]
+    terms = [[1.0, _landed(each["counts"]) * share, each["counts"]["dropped"] * share]
+             for each, share in zip(opened, per_token, strict=True)]  # fmt: skip
+    found = np.linalg.lstsq(np.array(terms), np.array([each["time_ns_per_token"] for each in opened]))[0]
+    return Charged(max(0.0, float(found[1])), max(0.0, -float(found[2])), wanted)
+
+
+def _landed(counts: Row) -> int:
+    return int(counts["misses"] - counts["substituted"] - counts["dropped"])
 
 
 def _off(model: str, row: Row, text: Row, charged: Charged) -> Off:
@@ -124,11 +125,11 @@ def _off(model: str, row: Row, text: Row, charged: Charged) -> Off:
 def _replay(opened: Row, charged: Charged) -> dict[str, Any]:
     """What a bracket is made of, as a summary has it; times are per token."""
     counts = opened["counts"]
-    landed, tokens = counts["misses"] - counts["substituted"] - counts["dropped"], counts["wanted"] / charged.wanted
+    landed, tokens = _landed(counts), counts["wanted"] / charged.wanted
     return {
         **counts, "slots_wanted": counts["wanted"], "transfers": {"demand": landed}, "h2d_bytes": {"demand": None},
-        "link_busy_ns": landed * charged.link_ns / tokens, "time_ns": opened["time_ns_per_token"],
-        "breakdown_ns": {"experts": (counts["wanted"] - counts["dropped"]) * charged.run_ns / tokens},
+        "link_busy_ns": landed * charged.landed_ns / tokens, "time_ns": opened["time_ns_per_token"],
+        "breakdown_ns": {"experts": (counts["wanted"] - counts["dropped"]) * charged.executed_ns / tokens},
     }  # fmt: skip
 
 
@@ -139,15 +140,13 @@ def fit(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
     """The factors of `sim.outcome.closed_loop`, of the text that is not judged."""
     found = offs(results, judged=False)
     arms = {kind: [each for each in found if each.reranks == (kind == RERANKING)] for kind in (ANSWERS, RERANKING)}
-    return {kind: {name: _ends([_factor(each, name) for each in mine]) for name in FACTORS}
-            for kind, mine in arms.items()}  # fmt: skip
+    return {kind: {name: _ends([each.percent[name] / scale for each in mine if (scale := _scale(each, kind, name))])
+                   for name in FACTORS} for kind, mine in arms.items()}  # fmt: skip
 
 
-def _factor(each: Off, name: str) -> float:
-    """What would put the end of the bracket where the arm is."""
-    kind = RERANKING if each.reranks else ANSWERS
-    scale = scales(each.replay)[name][name] * amounts(each.replay, each.reranks)[kind]
-    return each.percent[name] / scale if scale else 0.0
+def _scale(each: Off, kind: str, name: str) -> float:
+    """How many times the factor is what the figure moves by; 0: by nothing."""
+    return scales(each.replay)[name][name] * amounts(each.replay, each.reranks)[kind]
 
 
 def _ends(factors: Sequence[float]) -> list[float]:
@@ -175,14 +174,15 @@ def toml(results: Sequence[Result]) -> str:
 
 
 def held(results: Sequence[Result]) -> More:
-    """How often the bracket holds on the judged text, by model: fitted on all of them, and on the others alone."""
+    """How often the bracket holds on the judged text, by model and of all: fitted on all, and on the others alone."""
+    groups = [(str(result["model"]), [result]) for result in results]
+    groups += [("all", list(results))] if len(results) > 1 else []
     rows: list[CellRow] = []
-    for result in results:
-        others = [other for other in results if other is not result]
-        arms = offs([result], judged=True)
-        for name, some in (("all", results), ("the others", others)):
+    for model, mine in groups:
+        arms = offs(mine, judged=True)
+        for name, some in (("all", results), ("the others", [each for each in results if each not in mine])):
             if some:
-                rows.append({"model": result["model"], "fitted": name, "arms": len(arms), **_held(arms, fit(some))})
+                rows.append({"model": model, "fitted": name, "arms": len(arms), **_held(arms, fit(some))})
     return More(HELD, HELD_COLUMNS, rows)
 
 
