@@ -32,7 +32,7 @@ from runtime.closed_loop.judged_model import Own, own_model
 from runtime.closed_loop.mean_outputs import MeanOutputs
 from runtime.closed_loop.passages import Passages
 from runtime.closed_loop.priced_as import priced_as
-from runtime.closed_loop.study_result import keep
+from runtime.closed_loop.study_result import keep, read
 from runtime.closed_loop.study_statistics import Study as Judged
 from runtime.closed_loop.tasks import Task, copying, tasks_of
 from runtime.closed_loop.text_windows import TextWindows, spelled, text_windows
@@ -40,6 +40,7 @@ from sim import __version__
 from sim.fit import buddies_file
 from sim.fit.buddies import from_similarity
 from sim.flags import add_hardware, hardware_fields
+from sim.outcome.closed_loop import FILE
 from sim.outcome.summary import summarise
 from sim.simulation import simulate
 from sim.spec import RunSpec
@@ -171,6 +172,8 @@ def parser() -> Parser:
     out.add_argument("--workers", type=int, default=1, metavar="N", help="processes, a thread each (default: 1)")
     out.add_argument("--quick", action="store_true", help="one cache size, few short windows: a look at the machinery")
     out.add_argument("--parts", type=Path, default=PARTS, metavar="DIR", help=f"rows that are done ({PARTS})")
+    bracket = "run nothing: of the results in --out make closed_loop.toml there, how far any replay is off"
+    out.add_argument("--bracket", metavar="DIR", help=bracket)
     out.add_argument("--out", metavar="DIR", help="write closed_loop_MODEL.{json,csv,svg} and closed_loop.md there")
     return out
 
@@ -256,6 +259,15 @@ def _words(model: Own, text: TextWindows, common: dict[str, Any]) -> Words:
     return Words(Passages.of(model.model, text, tasks_of(spelled(model.tokens, vocabulary), text.tokens)), run.trace())
 
 
+def _bracket(args: argparse.Namespace) -> str:
+    """Write closed_loop.toml; returns it."""
+    if not args.out:
+        raise UserError("--bracket: is made of kept results; --out DIR, where they lie, is required")
+    text = open_loop.toml([study.result for study in read(out_folder(args.out))])
+    write_bytes(out_folder(args.bracket) / FILE.name, text.encode())
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     return guarded(_command, argv)
@@ -263,6 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> None:
     args = parser().parse_args(argv)
+    if args.bracket:
+        print(_bracket(args), end="")
+        return
     if args.out:
         out_folder(args.out)
     torch.set_num_threads(1)

@@ -32,9 +32,17 @@ def row(arm: str, group: str, percent: Any, mb: float = 10.0, ms: float = 2.0, c
         "shares": {"substituted_slots": share, "dropped_slots": 0.0, "reranked_slots": 0.0, "substituted_weight": share,
                    "dropped_weight": 0.0},
         "speed": {"time_ns_per_token": 1e6 * ms, "h2d_bytes_per_token": 1e6 * mb},
-        "open_loop": {"time_ns_per_token": 1e6 * ms * (1.02 if share else 1), "h2d_bytes_per_token": 1e6 * mb},
-        "counts": {}, **more,
+        "open_loop": {"time_ns_per_token": 1e6 * ms * (1.02 if share else 1), "h2d_bytes_per_token": 1e6 * mb,
+                      "counts": counts(share, mb)},
+        "counts": counts(share, mb), **more,
     }  # fmt: skip
+
+
+def counts(share: float, mb: float) -> dict[str, int]:
+    """Of 14,000 tokens that want ten experts of 4 MB each; mb: fetched per token."""
+    wanted, otherwise = 140_000, round(140_000 * share)
+    misses = round(14_000 * mb / 4) + otherwise
+    return {"wanted": wanted, "hits": wanted - misses, "misses": misses, "substituted": otherwise, "dropped": 0}
 
 
 def fetch(**more: Any) -> dict[str, Any]:

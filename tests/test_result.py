@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from analysis.reading.load import load
 from sim import __version__
+from sim.outcome.closed_loop import words
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, marks_without
 from sim.outcome.summary import Summary, check_summary, columns
 from sim.outcome.table import table
@@ -141,7 +142,9 @@ FUTURE = "ORACLE: {} reads the future; no engine can"
 def test_what_must_be_said(tmp_path: Path, real: bool, fields: dict[str, Any], notes: list[str]) -> None:
     trace = random_trace(np.random.default_rng(0), 6, 2, 4, 2, lookahead=2, prompt=0.5)
     npz.write(tmp_path / "t.npz", replace(trace, meta=trace.meta | {"real": real}))
-    assert result(tmp_path, **fields)["notes"] == notes
+    out = result(tmp_path, **fields)
+    closed = [words(out["closed_loop"], "rerank" in fields)] if OPEN_LOOP in notes else []
+    assert out["notes"] == notes + closed and ("closed_loop" in out) == bool(closed)
 
 
 def test_of_nothing_there_is_text_too(tmp_path: Path) -> None:
@@ -231,6 +234,7 @@ def test_the_typed_summary_names_every_key_that_a_run_writes(tmp_path: Path, fie
     written = {f"bounds.{name}" for name in ("best_ns", "best_share")}
     lacking = {name for name in columns() if name.split(".")[0] not in found} - written
     of_some = (OF_RULES if "ram" not in fields else set()) | ({"speculation"} if "speculate" not in fields else set())
+    of_some |= set() if found["marks"]["open_loop"] else {"closed_loop"}
     assert {name.split(".")[0] for name in lacking} == OF_ENGINES | OF_A_PRICE | of_some
 
 

@@ -127,7 +127,7 @@ def test_the_files_of_two_models(tmp_path: Path) -> None:
     assert len(titles) == 10 and titles[0].startswith("fetch: +0.00 %")
     headings = [line.split(":")[0] for line in lines if line.startswith("## ")]
     assert headings == ["## What the choice of the stand-in is worth", "## At equal bytes", "## Speed at a loss",
-                        "## Tasks", "## a/folder/large, every arm", "## small, every arm"]  # fmt: skip
+                        "## Open loop", "## Tasks", "## a/folder/large, every arm", "## small, every arm"]  # fmt: skip
     assert "| small | 0.750 | unmodified | 80.0 % of 600 |" in lines
     assert "| small | 0.750 | buddy, reading A | -2.00 (-2.00 .. -2.00) |" in lines
 

@@ -261,6 +261,7 @@ def test_the_answer_is_the_best_of_each_setting_that_an_engine_could_have(folder
         told(tokens_per_s=3.0, **{"spec.eviction": "lfu"}),
         told(tokens_per_s=9.0, oracle=True, **{"spec.eviction": "belady"}),
         told(tokens_per_s=5.0, open_loop=True, **{
+            "closed_loop.time_percent.low": -3, "closed_loop.time_percent.high": 1,
             "spec.miss": "drop", "quality.substituted_weight": 0.01, "quality.dropped_weight": 0.02}),
         told(tokens_per_s=1.0, **{"spec.hardware": "b"}),
         told(tokens_per_s=4.0, open_loop=True, **{
@@ -272,7 +273,8 @@ def test_the_answer_is_the_best_of_each_setting_that_an_engine_could_have(folder
         f"! {SYNTHETIC}",
         f"! {OPEN_LOOP}",
         "hardware a: 3.00 tokens/s  eviction lfu, rerank none",
-        "hardware a: 5.00 tokens/s  eviction lru, miss drop, rerank none  LOSSY, open loop: 3.00% of the router weight",
+        "hardware a: 5.00 tokens/s  eviction lru, miss drop, rerank none  LOSSY, open loop: 3.00% of the router weight"
+        "; closed loop: time -3 .. +1 %",
         "hardware b: 1.00 tokens/s  eviction lru, rerank none",
         "hardware b: 4.00 tokens/s  eviction lru, rerank adapmoe"
         "  LOSSY, open loop: an unknown share of the router weight",

@@ -10,6 +10,7 @@ from analysis.comparing.pairing import FEW, RESAMPLES, STATISTIC, Paired, agains
 from analysis.reading.run import Run, by_cause, differing, settings, share
 from analysis.showing.words import listed, plain
 from sim.core.plan import CAUSES
+from sim.outcome.closed_loop import ranges
 from sim.outcome.marks import START, UNSURE, starts_free
 from sim.outcome.per_request import LEVEL
 from sim.spec import CHANGES
@@ -47,6 +48,7 @@ MARKS = {
     "not calibrated": UNSURE,
 }
 NOTED = ("SYNTHETIC", "OPEN LOOP", "ORACLE", "DOES NOT FIT")
+CLOSED_LOOP = "CLOSED LOOP"  # how another begins, which all runs have in one line
 PRICED = {"cost": "per_1k_tokens", "energy": "wh_per_1k_tokens"}  # of summaries, where one of the runs has it
 ANSWERED = ("streamed", "remote", "deferred", "cpu")
 PARETO = (
@@ -263,10 +265,16 @@ def _marked(runs: Sequence[Run]) -> list[str]:
     """One line for each mark, and for each further note of a summary, with the runs that carry it."""
     carriers: dict[str, list[str]] = {}
     for run in runs:
-        own = [note for note in run.summary.get("notes", ()) if not note.startswith(NOTED)]
+        own = [note for note in run.summary.get("notes", ()) if not note.startswith((*NOTED, CLOSED_LOOP))]
         own += [START] if starts_free(run.summary) else []
         for text in [*(MARKS[mark] for mark in run.marks), *own]:
             carriers.setdefault(text, []).append(run.name)
     ranked = sorted(carriers, key=lambda text: list(MARKS.values()).index(text) if text in MARKS.values() else 99)
     every = {text: "all runs" if len(names) == len(runs) else listed(names) for text, names in carriers.items()}
-    return [f"{text}: {every[text]}" for text in ranked]
+    return [f"{text}: {every[text]}" for text in ranked] + _closed(runs)
+
+
+def _closed(runs: Sequence[Run]) -> list[str]:
+    """One line: how far the figures of lossy runs may be off."""
+    said = [f"{run.name} ({ranges(told)})" for run in runs if (told := run.summary.get("closed_loop"))]
+    return [f"{CLOSED_LOOP}, of these figures: {listed(said)}"] if said else []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.closed_loop import open_loop
 from runtime.closed_loop.clusters import DRAWS, Estimate
 from runtime.closed_loop.quality import FIGURES
 from runtime.closed_loop.study_answers import CLAIM, answers, facts, interval, precision
@@ -170,6 +171,7 @@ def page(studies: Sequence[Study], tables: Sequence[Report]) -> Report:
         _pivot("At equal bytes: points of bits/byte % that every other policy costs more (**decided**; 95 % interval)",
                equal, lambda each: each.other, told=False),
         More("Speed at a loss: the fastest arm whose interval ends within it", SPEED, _speed(studies)),
+        open_loop.held([study.result for study in studies]),
         More("Tasks: accuracy of the unmodified model, and by how many points it changes (all in the CSV)",
              *_task_table(studies)),
         *(More(f"{made.title}, every arm", made.columns, made.rows) for made in tables),

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ OF_RESULT = {
     "text": ("source", "windows", "length", "predicted_bytes", "files"),
     "settings": ("hardware", "charge", "precision", "engine", "eviction", "seed"),
 }
+OF_TEXT: dict[str, tuple[str, ...]] = {  # what was run on it
+    "": ("shares", "speed", "counts", "open_loop"),
+    "speed": ("time_ns_per_token", "h2d_bytes_per_token"),
+    "counts": ("hits", "misses"),
+    "open_loop": ("time_ns_per_token", "h2d_bytes_per_token", "counts"),
+    "open_loop.counts": ("wanted", "hits", "misses", "substituted", "dropped"),
+}
 OF_ROW = {
-    "": ("cache", "arm", "group", "of", "seed", "miss", "rerank", "sums", "tasks", "shares", "speed", "open_loop"),
+    **OF_TEXT,
+    "": ("cache", "arm", "group", "of", "seed", "miss", "rerank", "sums", "tasks", *OF_TEXT[""]),
     "sums": tuple(field.name for field in fields(Sums)),
     "shares": ("substituted_slots", "dropped_slots", "reranked_slots", "substituted_weight", "dropped_weight"),
-    "speed": ("time_ns_per_token", "h2d_bytes_per_token"),
-    "open_loop": ("time_ns_per_token", "h2d_bytes_per_token"),
 }
 OF_TASK = ("items", "base_right", "right")
 
@@ -80,14 +87,15 @@ def _wrong(result: Any) -> list[str]:
         return out
     rows, files = result["rows"], len(result["text"]["files"])
     for i, row in enumerate(rows):
-        out += [f"rows[{i}].{each}" for each in _lacking(row, OF_ROW) or _wrong_sums(row, files)]
+        elsewhere = [f"elsewhere.{each}" for each in _lacking(row["elsewhere"], OF_TEXT)] if "elsewhere" in row else []
+        out += [f"rows[{i}].{each}" for each in _lacking(row, OF_ROW) or elsewhere or _wrong_sums(row, files)]
     return out or _wrong_arms(rows)
 
 
 def _lacking(found: Any, wanted: Mapping[str, Sequence[str]]) -> list[str]:
     """Which of the wanted fields are not there; wanted: by the object that holds them, the outermost first."""
     for name, fields_ in wanted.items():
-        part = found[name] if name else found
+        part = reduce(lambda inner, key: inner[key], name.split("."), found) if name else found
         lacks = [field for field in fields_ if not isinstance(part, dict) or field not in part]
         if lacks:
             where = f"{name}.{lacks[0]}" if name else lacks[0]

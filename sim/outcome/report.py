@@ -15,7 +15,7 @@ from sim.core.plan import LOSSY, Plan
 from sim.costs.roofline import needed
 from sim.machines.record import RunRecord
 from sim.memo import Memo, afresh
-from sim.outcome import price
+from sim.outcome import closed_loop, price
 from sim.outcome.bounds import LOSSLESS, applicable, bounds, executed_bounds
 from sim.outcome.engine_words import engine_told
 from sim.outcome.how_sure import intervals
@@ -42,7 +42,9 @@ def result(setting: Setting, record: RunRecord, memo: Memo = afresh) -> dict[str
     out["bounds"] = _bounds_of(setting, record, memo)
     out["verdict"] = verdict(facts_of(setting, out, memo))
     marks = _marks(setting, out["memory"]["fits"])
-    out["notes"] = _notes(setting, marks, out["memory"], memo)
+    if marks["open_loop"]:
+        out["closed_loop"] = closed_loop.told(out, setting.plan.rerank is not None)
+    out["notes"] = _notes(setting, marks, out, memo)
     out["machine"] = spec.machine
     if (engine := engine_told(setting)) is not None:
         out |= {"engine": engine, "prompt_tokens_per_s": prompt_rate(out)}
@@ -170,8 +172,9 @@ def _lossless(setting: Setting) -> bool:
     return not plan.miss.marks & LOSSY and plan.rerank is None and not deferring
 
 
-def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], memo: Memo) -> list[str]:
-    """What must be said wherever these figures are shown. m: bytes of memory."""
+def _notes(setting: Setting, marks: Mapping[str, Any], out: Mapping[str, Any], memo: Memo) -> list[str]:
+    """What must be said wherever these figures are shown. out: the summary so far."""
+    m = out["memory"]
     notes = [SYNTHETIC + marked(setting.trace.meta)] if marks["synthetic"] else []
     said = memo(("doubts of", setting.trace_hash, setting.trace.n_tokens), lambda: known_doubts(setting.trace))
     notes += [f"TRACE: {plain(doubt)}" for doubt in said]
@@ -179,7 +182,7 @@ def _notes(setting: Setting, marks: Mapping[str, Any], m: Mapping[str, Any], mem
     if marks["synthetic"] and "lookahead" in (*prefetch.needs, *miss.needs):
         notes.append("the recall of this trace's lookahead is an assumption of its generator")
     if marks["open_loop"]:
-        notes.append(OPEN_LOOP)
+        notes += [OPEN_LOOP, closed_loop.words(out["closed_loop"], setting.plan.rerank is not None)]
     if setting.model is not None and setting.model.source == FROM_META:
         notes.append(f"{setting.trace.model} is in no catalog: its sizes are {FROM_META}; --model replaces them")
     if _fitted_on_the_judged(setting, memo):

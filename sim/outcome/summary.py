@@ -276,6 +276,24 @@ class _Trace(_Part):
     assumptions: Any = _column(None, None)
 
 
+class _Percents(_Part):
+    """Whole percents of a figure."""
+
+    low: Annotated[int, Field(ge=-100, le=0)]
+    high: Count
+
+
+class _ClosedLoop(_Part):
+    """Of an open-loop run: between how many percent less and more of its figures those of the closed loop lie, as far
+    as the models of fitted_on tell (sim.outcome.closed_loop); share: of the slots that were answered otherwise."""
+
+    share: Share
+    bytes_percent: _Percents
+    time_percent: _Percents
+    hits_percent: _Percents
+    fitted_on: Text
+
+
 class Marks(_Part):
     """What must be known of a run wherever a figure of it stands. synthetic: the trace is a generator's. open_loop: the
     policy is lossy, and the routing stays the trace's. oracle: a policy reads the future. fits: into the GPU's memory
@@ -350,6 +368,7 @@ class Summary(_Part):
     energy: _Energy | None = None
     by_layer: _ByLayer | None = _column(None, None)
     quality: _Quality
+    closed_loop: _ClosedLoop | None = None
     memory: _Memory
     slots: _Slots
     start: _Start

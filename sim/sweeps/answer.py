@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from sim.outcome.closed_loop import between
 from sim.outcome.how_sure import TIE, how_sure, key_of
 from sim.outcome.marks import OPEN_LOOP, SYNTHETIC, UNSURE
 from sim.outcome.report import prompt_rate
@@ -19,11 +20,12 @@ CHOICES = (
     "merge", "whole_layer", "ahead", "beside", "defer", "n_cpu_moe", "override_tensor", "dense_on_host", "speculate",
 )  # fmt: skip  # what an engine does; every other field is the work, the machine or what memory there is
 SPEEDS = ["tokens_per_s", "total_tokens_per_s"]
+CLOSED = ["closed_loop.time_percent.low", "closed_loop.time_percent.high"]
 LOST = ["quality.substituted_weight", "quality.dropped_weight"]
 FITS = ["memory.fits", "memory.host.fits"]
 SURE = ["tokens_per_s_interval.low", "tokens_per_s_interval.high"]
 COLUMNS_READ = [
-    "error", "synthetic", "open_loop", "oracle", "catalog_costs", "low", *FITS, *SPEEDS, *SURE, *LOST, *SPEC,
+    "error", "synthetic", "open_loop", "oracle", "catalog_costs", "low", *FITS, *SPEEDS, *SURE, *CLOSED, *LOST, *SPEC,
 ]  # fmt: skip
 MOST_LINES = 24
 T = TypeVar("T")
@@ -119,9 +121,11 @@ def _best(group: Sequence[Row], setting: Sequence[str], varying: Sequence[str]) 
     where = _fields(group[0], setting) or "best"
     lines = [_line(where, lossless, setting, varying, "")] if lossless else []
     if lossy and (not lossless or max(map(speed, lossy)) > max(map(speed, lossless))):
-        lost = lost_weight(max(lossy, key=speed))
+        fastest = max(lossy, key=speed)
+        lost, ends = lost_weight(fastest), [fastest[name] for name in CLOSED]
         share = "an unknown share" if math.isinf(lost) else f"{lost:.2%}"
-        lines.append(_line(where, lossy, setting, varying, f"  LOSSY, open loop: {share} of the router weight"))
+        closed = "" if None in ends else f"; closed loop: time {between(*ends)}"
+        lines.append(_line(where, lossy, setting, varying, f"  LOSSY, open loop: {share} of the router weight{closed}"))
     return lines
 
 

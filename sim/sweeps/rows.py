@@ -75,7 +75,7 @@ def pair_of(row: Mapping[str, Any], name: str) -> list[float] | None:
 
 def _says(part: Any) -> bool:
     """Whether a row holds any figure of a part that only some runs have."""
-    return not isinstance(part, dict) or any(value is not None for value in part.values())
+    return not isinstance(part, dict) or any(value is not None and _says(value) for value in part.values())
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
