@@ -160,7 +160,7 @@ def parser() -> Parser:
     out = Parser(prog="python -m runtime.study", description="Quality against bytes and time, policy by policy.")
     out.add_argument("--model", dest="judged_model", default="tiny-moe", metavar="tiny-moe|tiny-moe-8|FOLDER")
     out.add_argument("--sequences", type=int, metavar="N", help="windows that are judged (default: all there are)")
-    out.add_argument("--length", type=int, default=256, metavar="M", help="tokens of a window (default: 256)")
+    out.add_argument("--length", type=int, metavar="M", help="tokens of a window (default: 256)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
     out.add_argument("--seeds", type=int, default=5, metavar="N", help="of every arm that draws (default: 5)")
     add_hardware(out, "a100-pcie4")
@@ -170,7 +170,7 @@ def parser() -> Parser:
     out.add_argument("--charge", metavar="NAME|FILE", help=charge)
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--workers", type=int, default=1, metavar="N", help="processes, a thread each (default: 1)")
-    out.add_argument("--quick", action="store_true", help="one cache size, few short windows: a look at the machinery")
+    out.add_argument("--quick", action="store_true", help="one cache size, and 4 windows of 64 unless told: a look")
     out.add_argument("--parts", type=Path, default=PARTS, metavar="DIR", help=f"rows that are done ({PARTS})")
     bracket = "run nothing: of the results in --out make closed_loop.toml there, how far any replay is off"
     out.add_argument("--bracket", metavar="DIR", help=bracket)
@@ -180,19 +180,23 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All arms; the result as closed_loop_MODEL.json has it. Raises UserError, one line, for bad input."""
+    for name, least in (("sequences", 2), ("length", 16), ("calibration_tokens", 1), ("seeds", 1), ("workers", 1)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            raise UserError(f"--{name.replace('_', '-')} is {given}; it must be at least {least}")
     model = own_model(args.judged_model)
-    sequences, length = (4, 64) if args.quick else (args.sequences, args.length)
-    if (sequences is not None and sequences < 2) or not 16 <= length <= model.context:
-        raise UserError(f"--sequences {sequences} --length {length}: at least 2 of 16 .. {model.context} are required")
-    for name in ("seeds", "workers"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    sequences = args.sequences or (4 if args.quick else None)
+    length = args.length or (64 if args.quick else 256)
+    if length > model.context:
+        raise UserError(f"--length is {length}; the model has {model.context} positions")
     with tempfile.TemporaryDirectory() as folder:
         study = _study(args, model, sequences, length, Path(folder))
         caches = CACHES[1:2] if args.quick else CACHES
         every = arms(model.shape.top_k, model.shape.n_experts, args.seeds)
         found = rows(study, [(arm, cache) for cache in caches for arm in every], args.parts, args.workers)
     text = study.judged.passages.text
+    windows = np.bincount(text.file, minlength=len(text.files))
+    there = np.flatnonzero(windows)  # a file too short for a window has nothing to say
     return {
         "model": args.judged_model,
         "loop": "closed, teacher-forced, one window at a time, every token a decode step, cache carried on",
@@ -201,16 +205,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "windows": len(text.tokens),
             "length": length,
             "predicted_bytes": int(text.n_bytes.sum()),
-            "files": list(text.files),
-            "windows_by_file": [int((text.file == place).sum()) for place in range(len(text.files))],
+            "available": len(text_windows(model.tokens, None, length, args.seed, lead=model.lead).tokens),
+            "files": [text.files[place] for place in there],
+            "windows_by_file": windows[there].tolist(),
         },
         "calibration_tokens": study.calibration.n_tokens,
         "settings": {**study.common, "charge": study.charge, "eviction": "lru", "prefetch": "none",
                      "placement": "first", "seeds": args.seeds},
         "seconds": sum(row["seconds"] for row in found),
-        "rows": found,
+        "rows": [_of_files(row, there.tolist()) for row in found],
         "version": __version__,
     }  # fmt: skip
+
+
+def _of_files(row: dict[str, Any], there: Sequence[int]) -> dict[str, Any]:
+    """The row with the sums of these files alone."""
+    tasks = {name: {key: [sums[i] for i in there] for key, sums in task.items()} for name, task in row["tasks"].items()}
+    return {**row, "sums": {key: [sums[i] for i in there] for key, sums in row["sums"].items()}, "tasks": tasks}
 
 
 def _study(args: argparse.Namespace, model: Own, sequences: int | None, length: int, folder: Path) -> Study:

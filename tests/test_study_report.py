@@ -223,7 +223,6 @@ def test_no_result_and_no_json(tmp_path: Path) -> None:
 # --- the kept study
 
 
-@pytest.mark.skipif(not [*RESULTS.glob("closed_loop_*.json")], reason="no study is kept here")
 def test_the_kept_study_is_the_programs_own() -> None:
     """Page, tables and figures in the repository are what its JSON files give."""
     for name, text in study_report.made(study_result.read(RESULTS)).items():

@@ -54,9 +54,8 @@ def _buddies(top_k: int, seeds: int) -> Iterator[Arm]:
     yield from _controls("buddy, reading A", "reading A", A, seeds)
     for tau in (0.9, 0.8):
         yield Arm(f"buddy, reading A, tau {tau}", "buddy", "buddy A", "buddy", params={"tau": tau})
-    for rho in range(1, min(4, top_k) + 1):
-        if rho != min(3, top_k):
-            yield Arm(f"buddy, reading B, rho {rho}", "buddy", "buddy B", "buddy-b", params={"rho": rho})
+    for rho in range(1, min(3, top_k - 1)):  # a token all of whose experts are missing gets none: beta is 1
+        yield Arm(f"buddy, reading B, rho {rho}", "buddy", "buddy B", "buddy-b", params={"rho": rho})
     yield Arm("buddy, reading B", "buddy", "buddy B", "buddy-b")
     yield from _controls("buddy, reading B", "reading B", B, seeds)
     yield Arm("buddy, first fit", "buddy", "buddy, first fit", "buddy-first-fit")

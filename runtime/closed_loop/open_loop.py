@@ -34,7 +34,7 @@ HELD = "Open loop: of how many arms the closed loop lies in the bracket that the
 HELD_COLUMNS = (
     Column("model", "model"), Column("fitted", "bracket of the models"), Column("arms", "arms"),
     *(column for name, said in FIGURES.items()
-      for column in (Column(name, f"{said}: inside %", 1), Column(f"{name}_width", "mean width, %", 1))),
+      for column in (Column(name, f"{said}: inside %", 1), Column(f"{name}_width", "median width, %", 1))),
 )  # fmt: skip
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]  # of a model, as runtime.study keeps it
@@ -192,5 +192,5 @@ def _held(arms: Sequence[Off], factors: Factors) -> dict[str, float]:
     for name in FIGURES if arms else ():
         pairs = [bracket(each.replay, each.reranks, factors)[name] for each in arms]
         out[name] = 100 * sum(each.inside(factors, name) for each in arms) / len(arms)
-        out[f"{name}_width"] = sum(each["high"] - each["low"] for each in pairs) / len(arms)
+        out[f"{name}_width"] = float(np.median([each["high"] - each["low"] for each in pairs]))
     return out

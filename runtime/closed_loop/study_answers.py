@@ -87,9 +87,10 @@ def _instead(studies: Sequence[Study]) -> str:
     least = ", ".join(f"{limit:g}" for limit in LIMITS)
     counted = ", ".join(f"{name} in {n}" for name, n in ranks)
     return (
-        f"**what to use: {ranks[0][0]}.** Fastest arm for a loss of at most {least} % (the interval's upper end), of "
-        f"{len(best)} cells (model x capacity x loss): {counted}{'' if 'a buddy' in dict(ranks) else ', a buddy in 0'}"
-        f". Within {CLAIM}: " + "; ".join(_cell(s, cache) for s in studies for cache in s.caches)
+        f"**what to use: {ranks[0][0]}.** Fastest arm for a loss of at most {least} %, upper ends that hold for all "
+        f"arms of a capacity together, of {len(best)} cells (model x capacity x loss): {counted}"
+        f"{'' if 'a buddy' in dict(ranks) else ', a buddy in 0'}. Within {CLAIM}: "
+        + "; ".join(_cell(s, cache) for s in studies for cache in s.caches)
     )  # fmt: skip
 
 
@@ -127,15 +128,38 @@ def _beside(found: Sequence[Comparison], policy: str) -> str:
 
 
 def _at_equal_bytes(equal: Sequence[Comparison]) -> str:
-    """Each group beside all other policies, and which of these lose less most often."""
+    """Each group beside all other policies, and which of these lose less, and more, most often."""
     parts = []
     for group in dict.fromkeys(each.arm.group for each in equal):
         found = [each for each in equal if each.arm.group == group]
-        wins = Counter(each.other for each in found if each.verdict == "worse").most_common(MOST_NAMED)
-        by = ", ".join(f"{name} ({n} of {sum(each.other == name for each in found)})" for name, n in wins)
-        parts.append(f"{group}, {len(found)} comparisons with other policies: {_counted(found)}"
-                     + (f"; less than it lose most often {by}" if by else ""))  # fmt: skip
+        said = "".join(_most_often(found, verdict, word) for verdict, word in (("worse", "less"), ("better", "more")))
+        rivals = "".join(map(_beside_rival, _rivals(found))) if group == "ours" else ""
+        parts.append(f"{group}, {len(found)} comparisons with other policies: {_counted(found)}{said}{rivals}")
     return "at equal bytes: " + ". ".join(parts) if parts else ""
+
+
+RIVALS = ("by weight", "re-ranking")
+
+
+def _rivals(found: Sequence[Comparison]) -> list[list[Comparison]]:
+    """The comparisons with each policy that goes by the router, not by lists."""
+    groups = {each.other: {part.group for _, part in each.mixed} for each in found}
+    names = [name for name, of in groups.items() if of & set(RIVALS)]
+    return [[each for each in found if each.other == name] for name in names]
+
+
+def _beside_rival(found: Sequence[Comparison]) -> str:
+    n = Counter(each.verdict for each in found)
+    return f"; beside {found[0].other} less in {n['better']}, more in {n['worse']}, {n['open']} open"
+
+
+def _most_often(found: Sequence[Comparison], verdict: str, word: str) -> str:
+    """`; less than it lose most often drop (6 of 7)`; empty where nobody does."""
+    of = Counter(each.other for each in found)
+    wins = Counter(each.other for each in found if each.verdict == verdict)
+    ordered = sorted(wins, key=lambda name: (-wins[name] / of[name], -wins[name], name))[:MOST_NAMED]
+    by = ", ".join(f"{name} ({wins[name]} of {of[name]})" for name in ordered)
+    return f"; {word} than it lose most often {by}" if by else ""
 
 
 def facts(study: Study) -> list[str]:
@@ -144,13 +168,13 @@ def facts(study: Study) -> list[str]:
     fetch = study.arms[study.caches[0], "fetch"]
     bits, right = (fetch.figure(name) for name in ("base_bits_per_byte", "base_accuracy"))
     seeds = max(len(arm.percents) for arm in study.arms.values())
-    runs, minutes = len(study.result["rows"]), float(study.result["seconds"]) / 60
+    runs = len(study.result["rows"])
     return [
         f"{study.model}: {text['windows']} windows x {text['length']} tokens of {text['source']}, "
         f"{text['predicted_bytes']:,} bytes predicted; {study.files.n} files, which weigh as many as "
         f"{effective_number(fetch.sums['tokens']):.1f} of equal size; unmodified {bits:.4f} bits per byte, next-token "
         f"accuracy {100 * right:.2f} %; fitted on {study.result['calibration_tokens']:,} tokens of other files",
-        f"{study.model}: {runs} runs in {minutes:.0f} minutes of CPU time, arms that draw over {seeds} seeds; charged "
+        f"{study.model}: {runs} runs, arms that draw over {seeds} seeds; charged "
         f"as {settings['charge']} in {settings['precision']} on {machine_words(settings)}, engine "
         f"{settings['engine']}, eviction {settings['eviction']}; {_replayed(study)}",
     ]

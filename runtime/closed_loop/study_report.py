@@ -89,6 +89,9 @@ FOOT = (
     "moves as much as the arm (`-`: it moves more in any setting); chosen on the judged text, which flatters it.",
     "an arm that draws is the mean of its seeds; its interval is over files at these seeds, and does not hold what a "
     "seed changes in all files alike: that is `between seeds`, least .. most (standard deviation, seeds).",
+    "the controls of similarity have its gates and lists; where some resident of a list is nearly always there, as "
+    "here, they are nearly those of reading B. rho from top-k - 1 on is no limit: a token all of whose experts are "
+    "missing gets no stand-in (beta = 1). Adding a mean output, one vector, is not timed.",
     "a gated arm fetches what its gates or budget keep from substitution; `next-ranked`, `random`, `drop` and first "
     "fit fetch nothing while somebody is there to stand in: their residents stay the first c of each layer. Time and "
     "bytes are simulated: layers and experts as wide as those of the model charged, as many as the live one has.",
@@ -170,7 +173,8 @@ def page(studies: Sequence[Study], tables: Sequence[Report]) -> Report:
                lambda each: each.mixed[0][1].policy.removeprefix("matched-"), told=True),
         _pivot("At equal bytes: points of bits/byte % that every other policy costs more (**decided**; 95 % interval)",
                equal, lambda each: each.other, told=False),
-        More("Speed at a loss: the fastest arm whose interval ends within it", SPEED, _speed(studies)),
+        More("Speed at a loss: the fastest arm that loses no more, all arms of a capacity together (Bonferroni)",
+             SPEED, _speed(studies)),
         open_loop.held([study.result for study in studies]),
         More("Tasks: accuracy of the unmodified model, and by how many points it changes (all in the CSV)",
              *_task_table(studies)),
