@@ -297,7 +297,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--draws", "0"], "--draws 0: at least 1 is required"),
         (["--seed", "-1"], "--seed -1: at least 0 is required"),
         (["--out", str(tmp_path / "file")], "is a file; must be a folder"),
-        (["--model", "nobody"], "nobody: no such folder"),
+        (["--model", "nobody"], "--model nobody: must be tiny-moe, tiny-moe-8 or a folder that"),
     ):
         assert substitutions.main(words) == 2
         err = capsys.readouterr().err
