@@ -385,31 +385,27 @@ def test_compared_by_hand() -> None:
         torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])),
         torch.log(torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]])),
     )
-    row = compared(base, other, torch.tensor([0, 1]), 5)
-    assert row["base_nats"] == pytest.approx(-np.log(0.5) - np.log(0.8))
-    assert row["nats"] == pytest.approx(-np.log(0.25) - np.log(0.8))
-    assert row["kl"] == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
-    assert (row["base_right"], row["right"], row["agree"], row["tokens"], row["n_bytes"]) == (2, 1, 1, 2, 5)
+    both = torch.stack([base, base]), torch.stack([other, base])  # the second sequence is the same twice
+    found = compared(*both, torch.tensor([[0, 1], [2, 1]]), np.array([5, 6]))
+    assert found.base_nats == pytest.approx([-np.log(0.5) - np.log(0.8), -np.log(0.25) - np.log(0.8)])
+    assert found.nats == pytest.approx([-np.log(0.25) - np.log(0.8), -np.log(0.25) - np.log(0.8)])
+    assert found.kl == pytest.approx([0.5 * np.log(2) - 0.25 * np.log(2), 0.0]) and found.kl[1] == 0
+    assert (found.base_right.tolist(), found.right.tolist(), found.agree.tolist()) == ([2, 1], [1, 1], [1, 2])
+    assert (found.tokens.tolist(), found.n_bytes.tolist()) == ([2, 2], [5, 6])
+    assert found.by(np.array([1, 1]), 3)["tokens"] == [0, 4, 0]
 
 
 def test_intervals_are_paired_seeded_and_hold_the_value() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(300, 60, 40)
-    rows = [
-        {
-            "tokens": 100,
-            "n_bytes": 300,
-            "base_nats": b,
-            "nats": b + d,
-            "kl": 1,
-            "base_right": 50,
-            "right": 49,
-            "agree": 90,
-        }
-        for b, d in zip(base, rng.normal(5, 1, 40), strict=True)
-    ]
-    found, again = figures(Sums.of(rows), 3), figures(Sums.of(rows), 3)
-    assert found == again != figures(Sums.of(rows), 4)
+    sums = Sums(
+        *(np.full(40, each) for each in (100.0, 300.0)),
+        base,
+        base + rng.normal(5, 1, 40),
+        *(np.full(40, each) for each in (1.0, 50.0, 49.0, 90.0)),
+    )
+    found, again = figures(sums, 3), figures(sums, 3)
+    assert found == again != figures(sums, 4)
     assert all(f["low"] <= f["value"] <= f["high"] for f in found.values())
     delta, level = found["bits_per_byte_delta"], found["bits_per_byte"]
     assert delta["high"] - delta["low"] < 0.1 * (level["high"] - level["low"])  # what texts share is not in it

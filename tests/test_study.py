@@ -77,8 +77,10 @@ def test_every_arm_can_be_asked_for() -> None:
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for arguments, message in (
-        (["--sequences", "1"], "at least 2 of 16 .. 256 are required"),
-        (["--length", "300"], "at least 2 of 16 .. 256 are required"),
+        (["--sequences", "1"], "--sequences is 1; it must be at least 2"),
+        (["--quick", "--length", "3"], "--length is 3; it must be at least 16"),
+        (["--quick", "--length", "300"], "--length is 300; the model has 256 positions"),
+        (["--calibration-tokens", "0"], "--calibration-tokens is 0; it must be at least 1"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--workers", "-1"], "--workers is -1; it must be at least 1"),
         (["--out", str(tmp_path / "file")], "is a file; must be a folder"),
