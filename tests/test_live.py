@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402 - after the skips
 from runtime import live  # noqa: E402
 from runtime.closed_loop import slotted  # noqa: E402
 from runtime.closed_loop.driver import Driver  # noqa: E402
+from runtime.closed_loop.mean_outputs import MeanOutputs  # noqa: E402
 from runtime.device.cpu import CpuPort, OneStreamPort  # noqa: E402
 from runtime.device.port import DeviceError  # noqa: E402
 from runtime.device.races import Race  # noqa: E402
@@ -226,6 +227,37 @@ def test_stand_ins_and_dropped_slots_are_what_the_model_computes(hardware: str) 
         assert torch.equal(got, want) and not torch.equal(got, logits_of(model, ids))
 
 
+def test_mean_outputs_stand_in_for_dropped_slots(hardware: str) -> None:
+    """Against the eager experts without the dropped slots, the weighted means added by hand."""
+    model, ids = build("mixtral"), prompts(1, 5)
+    model.set_experts_implementation("eager")
+    layers, none = Driver.layers_of(model), model.config.num_local_experts
+    torch.manual_seed(0)
+    means = MeanOutputs([torch.randn(none, model.config.hidden_size) for _ in layers])
+    seen: list[Any] = []
+    given = {"mean-output.threshold": 2, "mean-output.prefill": 1}
+    with OffloadedExperts(model, hardware=hardware, cache=3, miss="mean-output", means=means, set=given) as opened:
+        opened.loop.visit = partial(kept_in, seen, opened.loop.visit)  # type: ignore[method-assign]
+        got = logits_of(model, ids)
+        assert opened.summary()["dropped"] > 0
+    hooks = []
+    for served, layer, mean in zip(seen, layers, means.layers, strict=True):
+        gone, wanted = torch.from_numpy(served.ids < 0), {}
+
+        def drop(_m: Any, args: Any, gone: Any = gone, wanted: Any = wanted) -> Any:
+            wanted["ids"] = args[1]
+            return args[0], torch.where(gone, none, args[1]), args[2]
+
+        def add(_m: Any, args: Any, out: Any, gone: Any = gone, wanted: Any = wanted, mean: Any = mean) -> Any:
+            return out + torch.einsum("nk,nkh->nh", args[2] * gone, mean[wanted["ids"]]).to(out)
+
+        hooks += [layer.experts.register_forward_pre_hook(drop), layer.experts.register_forward_hook(add)]
+    want = logits_of(model, ids)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(got, want) and not torch.equal(got, logits_of(model, ids))
+
+
 def test_the_decisions_are_the_simulators(hardware: str) -> None:
     """The routing that went by, replayed with the same policies, gives the same record."""
     model, ids = build("deepseek-v3"), prompts(1, 6)
@@ -340,6 +372,13 @@ def test_a_hugging_face_model_is_judged(
     lossy = json.loads(capsys.readouterr().out)
     assert lossy["quality"]["kl_nats"]["value"] > 0 and lossy["shares"]["substituted_slots"] > 0
     assert lossy["free_running"]["prompt_tokens"] == 4
+    command += ["--calibration-tokens", "16", "--cache", "2"]
+    mean = ["--miss", "mean-output", "--set", "mean-output.threshold=2", "--json"]
+    assert evaluate.main([*command, *mean]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert evaluate.main([*command, "--miss", "drop", "--json"]) == 0
+    left_out = json.loads(capsys.readouterr().out)
+    assert other["shares"] != lossy["shares"] and other["quality"]["kl_nats"] != left_out["quality"]["kl_nats"]
 
 
 @pytest.mark.parametrize("own", [False, True])
