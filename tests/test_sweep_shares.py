@@ -200,7 +200,8 @@ def test_runs_that_are_called_of_one_version_are() -> None:
     assert (
         len([key for key, each in found.items() if each == {(False, False, False, True)}]) <= 3
     )  # hardly any is told apart in vain
-    some = runs[:: max(1, len(runs) // 30)]
+    able = [run for run in runs if needed.get(run.id) is not None]  # beside one that cannot be run nothing is told
+    some = able[:: max(1, len(able) // 30)]
     for chosen in (runs, *itertools.combinations(some, 2)):
         compiled = {needed[run.id] for run in to_compile(chosen)}
         assert compiled >= {needed[run.id] for run in chosen} - {None}

@@ -196,7 +196,7 @@ def _(lossy):
 def _():
     _file = Path(analysis.__file__).parent / "results" / "closed_loop_tiny-moe.csv"
     mo.stop(not _file.is_file(), mo.md("What it costs in quality: `analysis/results/closed_loop.md` of the sources."))
-    _arms = {"buddy, reading A": "buddy, careful", "buddy, reading B, rho 3": "buddy, open"}
+    _arms = {"buddy, reading A": "buddy, careful", "buddy, reading B": "buddy, open"}
     _rows = pd.read_csv(_file, comment="#")
     _rows = _rows[(_rows["cache"] == 0.5) & _rows["arm"].isin(_arms)]
     _said = "\n".join(

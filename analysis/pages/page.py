@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from analysis.comparing.comparison import CLOSED_LOOP
 from analysis.pages.legend import legend
 from analysis.pages.panels import Cells, First, Panel, Section
 from analysis.showing.words import markup
@@ -68,6 +69,7 @@ def _marks(notes: list[str]) -> str:
         return ""
     found = [MARK.match(note) for note in notes]
     words = list(dict.fromkeys(each.group() for each in found if each))
+    words = [word for word in words if word != CLOSED_LOOP]  # beside OPEN LOOP, which is a mark of its own
     mixed = [word for word in words if word.startswith("MIXED")]
     if len(mixed) > MOST_MIXED:
         words = ["MIXED settings", *(word for word in words if word not in mixed)]
