@@ -275,7 +275,9 @@ def _bracket(args: argparse.Namespace) -> str:
     if not args.out:
         raise UserError("--bracket: is made of kept results; --out DIR, where they lie, is required")
     text = open_loop.toml([study.result for study in read(out_folder(args.out))])
-    write_bytes(out_folder(args.bracket) / FILE.name, text.encode())
+    folder = out_folder(args.bracket)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / FILE.name, text.encode())
     return text
 
 
