@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from runtime.closed_loop import open_loop, study_report
-from runtime.closed_loop.arms import LISTS, MATRIX, Arm, arms
+from runtime.closed_loop.arms import LISTS, MATRIX, SEEDS, Arm, arms
 from runtime.closed_loop.by_layer import LayerByLayer, forwarded
 from runtime.closed_loop.evaluation import captured, means_on, shares
 from runtime.closed_loop.expert_similarity import DecoderRuns, measure
@@ -162,7 +162,9 @@ def parser() -> Parser:
     out.add_argument("--sequences", type=int, metavar="N", help="windows that are judged (default: all there are)")
     out.add_argument("--length", type=int, metavar="M", help="tokens of a window (default: 256)")
     out.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
-    out.add_argument("--seeds", type=int, default=5, metavar="N", help="of every arm that draws (default: 5)")
+    out.add_argument(
+        "--seeds", type=int, default=SEEDS, metavar="N", help=f"of every arm that draws (default: {SEEDS})"
+    )
     add_hardware(out, "a100-pcie4")
     out.add_argument("--engine", default="fused")
     out.add_argument("--precision", default="q4")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from runtime.closed_loop.loop import BY_RANK, means_for
 from runtime.closed_loop.mean_outputs import MeanOutputs
-from runtime.closed_loop.routed import Array, ModelShape, ordered_half, scattered, slot_order, taken
+from runtime.closed_loop.routed import Array, Int, ModelShape, ordered_half, scattered, slot_order, taken
 from runtime.closed_loop.visit_by_visit import DROP, SUBSTITUTE
 from runtime.small_model.model import MoeDecoder, rotary_table
 from sim.catalog.model_spec import ModelSpec
@@ -49,8 +49,7 @@ def forwarded(model: MoeDecoder, windows: Tensor, answer: Answer | None = None) 
     """Logits of windows int64 [N, M], as tensors [n <= 8, M, V], all windows of a layer routed before any is answered;
     without `answer` those of the unmodified model, from the very same operations."""
     pieces = torch.split(windows, WINDOWS_AT_ONCE)
-    cos, sin = rotary_table(model.config, windows.device)
-    rotary = cos[: windows.shape[1]], sin[: windows.shape[1]]
+    rotary = rotary_table(model.config, windows.device)
     hidden = [model.embed_tokens(piece) for piece in pieces]
     for place, layer in enumerate(model.decoder_layers):
         hidden = [h + layer.self_attn(layer.input_layernorm(h), rotary) for h in hidden]
@@ -80,7 +79,7 @@ def _answered(answer: Answer, place: int, routed: list[Routed]) -> list[Given]:
 class LayerByLayer:
     """One run over windows of so many tokens, each a request of decode steps, one after another.
 
-    setting: the plan over a blank trace. answers: of each layer, int64 [n, 4]: row, slot, answer, stand-in.
+    setting: the plan over a blank trace. answers: of each layer what its record said (`_said`).
     slots_reranked, weight_reranked: of which re-ranking made others, as ClosedLoop counts them.
 
     Raises SpecError or CatalogError, one line, for what does not fit or cannot be had layer by layer.
@@ -119,26 +118,32 @@ class LayerByLayer:
 
     def kept(self, layer: int, routed: Routed) -> Given:
         """Keep what a layer's router says, which is computed as it is."""
+        self._keep(layer, routed)
+        return _as_routed(routed)
+
+    def _keep(self, layer: int, routed: Routed) -> Int | None:
+        """Returns the order in which the core has the slots (slot_order)."""
         logits, weights, ids = routed
         order = slot_order(ids.numpy(), weights.numpy())
         self.experts[:, layer], self.weights[:, layer] = taken(order, ids.numpy()), taken(order, weights.numpy())
         if self.setting.plan.logits is not None:
             self.logits[:, layer] = ordered_half(logits.numpy().astype(np.float64), ids.numpy())
-        return ids, weights, None
+        return order
 
     def answer(self, layer: int, routed: Routed) -> Given:
         """The core's answers to what a layer's router says; the very tensors where nothing is changed."""
-        ids, weights, _ = self.kept(layer, routed)
+        order = self._keep(layer, routed)
+        _, weights, ids = routed
         record = run(self._alone(layer), full=True)
+        self.answers.append(self._said(record, layer))
         if self.setting.plan.rerank is not None:
-            return self._reranked(layer, record, ids, weights)
-        self.answers.append(_answers(record, len(self.shape.moe_layers))[layer])
-        got, order = self.experts[:, layer].astype(np.int64), slot_order(ids.numpy(), weights.numpy())
+            return self._reranked(layer, ids, weights)
+        got = self.experts[:, layer].astype(np.int64)
         row, slot, said, other = self.answers[-1].T
         got[row, slot] = np.where(said == SUBSTITUTE, other, np.where(said == DROP, -1, got[row, slot]))
         given = torch.from_numpy(scattered(order, got))
         if given.equal(ids):
-            return ids, weights, None
+            return _as_routed(routed)
         return given, weights, None if self.means is None else self.means.weighed(layer, ids, weights * (given < 0))
 
     def _alone(self, layer: int) -> Plan:
@@ -149,11 +154,10 @@ class LayerByLayer:
         alone |= {name: getattr(self, name) for name in ("weights", "logits") if getattr(plan, name) is not None}
         return replace(plan, **alone)
 
-    def _reranked(self, layer: int, record: RunRecord, ids: Tensor, weights: Tensor) -> Given:
+    def _reranked(self, layer: int, ids: Tensor, weights: Tensor) -> Given:
         """Re-ranked and then fetched, a token runs exactly the experts of its new set. A set that changed has its own
         p over all experts, renormalised where the model does; another is left alone, to the last bit."""
-        ran = _ran(record, layer, len(self.shape.moe_layers), *ids.shape)
-        self.answers.append(ran)
+        ran = self.answers[layer]
         changed = (np.sort(ids.numpy(), axis=1) != ran).any(axis=1)
         p = torch.from_numpy(self.logits[:, layer].astype(np.float64)).softmax(-1)
         own = p.gather(1, torch.from_numpy(ran))
@@ -170,8 +174,8 @@ class LayerByLayer:
         that were computed with: something in the run looks at more than its own layer."""
         plan, layers = self._prepared().plan, len(self.shape.moe_layers)
         record = run(plan, full=True)
-        for layer, (before, now) in enumerate(zip(self.answers, self._of_all(record), strict=True)):
-            if not np.array_equal(before, now):
+        for layer, before in enumerate(self.answers):
+            if not np.array_equal(before, self._said(record, layer)):
                 who = f"eviction {self.spec.eviction}, miss {self.spec.miss}, rerank {self.spec.rerank}"
                 raise SpecError(
                     f"{who}: layer {layer} of {layers} is answered otherwise once the others are routed; "
@@ -179,11 +183,12 @@ class LayerByLayer:
                 )
         return record
 
-    def _of_all(self, record: RunRecord) -> list[Array]:
-        layers, shape = len(self.shape.moe_layers), self.experts[:, 0].shape
+    def _said(self, record: RunRecord, layer: int) -> Array:
+        """What a record says of a layer's answers: each of them, or, where re-ranked, who ran for each row."""
+        layers = len(self.shape.moe_layers)
         if self.setting.plan.rerank is None:
-            return _answers(record, layers)
-        return [_ran(record, layer, layers, *shape) for layer in range(layers)]
+            return _answers(record, layer, layers)
+        return _ran(record, layer, layers, *self.experts[:, 0].shape)
 
 
 def _refuse(spec: RunSpec) -> None:
@@ -197,12 +202,11 @@ def _refuse(spec: RunSpec) -> None:
         raise SpecError(f"batch {spec.batch}, eviction {spec.eviction}, miss {spec.miss}: cannot be had layer by layer")
 
 
-def _answers(record: RunRecord, layers: int) -> list[Array]:
-    """Of each layer int64 [n, 4]: row, slot, answer, stand-in; in the order they were given."""
+def _answers(record: RunRecord, layer: int, layers: int) -> Array:
+    """Of a layer int64 [n, 4]: row, slot, answer, stand-in; in the order they were given."""
     given = record.groups["answers"]
-    table = np.stack([given[name] for name in ("row", "slot", "answer", "stand_in")], axis=1)
-    layer = given["visit"] % layers
-    return [table[layer == place] for place in range(layers)]
+    here = given["visit"] % layers == layer
+    return np.stack([given[name][here] for name in ("row", "slot", "answer", "stand_in")], axis=1)
 
 
 def _ran(record: RunRecord, layer: int, layers: int, rows: int, top_k: int) -> Array:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from runtime.small_model.model import MoeDecoder
 from sim.fit.coactivation import co_activation, conditional
 from traces.capturing.recorder import Recorder
-from traces.capturing.routers import MoeLayer
+from traces.capturing.routers import MoeLayer, routed
 from traces.format.npz import write_arrays
 from traces.progress import counted
 
@@ -133,7 +133,7 @@ def _comparing(layer: MoeLayer, total: PairSums) -> Callable[..., None]:
     @torch.no_grad()
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *kwargs.values()]
-        hidden, ids = given[0], next(t for t in given if not t.is_floating_point())
+        hidden, (ids, _) = given[0], routed(layer, given)
         step = max(1, BLOCK_BYTES // (4 * layer.n_experts * hidden.shape[1]))
         for lo in range(0, len(hidden), step):
             part = hidden[lo : lo + step]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.closed_loop.visit_by_visit import DROP
-from traces.capturing.routers import MoeLayer, find_moe_layers
+from traces.capturing.routers import MoeLayer, find_moe_layers, routed
 
 Run = Callable[[Tensor], object]  # a forward pass of the unmodified model over a window's ids int64 [M]
 
@@ -81,7 +81,7 @@ def _adding(layer: MoeLayer, total: _Sums) -> Callable[..., None]:
     @torch.inference_mode()
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *kwargs.values()]
-        hidden, ids = given[0], next(t for t in given if not t.is_floating_point())
+        hidden, (ids, _) = given[0], routed(layer, given)
         each = hidden.repeat_interleave(ids.shape[1], 0)
         one = torch.ones(len(each), 1, dtype=hidden.dtype, device=hidden.device)
         total.add(layer.n_experts, ids.reshape(-1).long(), module.forward(each, ids.reshape(-1, 1), one))

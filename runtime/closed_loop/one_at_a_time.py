@@ -141,9 +141,8 @@ def swap(block: MoeBlock, x: Tensor, logits: Tensor, places: Places) -> Swap:
 
 def go_on(model: MoeDecoder, layer: int, hidden: Tensor) -> Tensor:
     """The last hidden states [B, T, H], normalised, from those behind `layer`."""
-    cos, sin = rotary_table(model.config, hidden.device)
-    rotary = (cos[: hidden.shape[1]], sin[: hidden.shape[1]])
-    for later in list(model.layers)[layer + 1 :]:
+    rotary = rotary_table(model.config, hidden.device)
+    for later in model.decoder_layers[layer + 1 :]:
         hidden = later(hidden, rotary)[0]
     out: Tensor = model.norm(hidden)
     return out
